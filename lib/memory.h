@@ -1,0 +1,29 @@
+#pragma once
+
+#include <retain/lib/cores/core.h>
+
+#include <memory>
+
+namespace retain {
+
+/// Holds the memory of `batch_size` agents that act with one core. Storage is allocated once; step() and set()
+/// write into it, so that its addresses stay valid inside a captured CUDA graph.
+class Memory {
+ public:
+  Memory(std::shared_ptr<Core> core, int64_t batch_size);
+
+  int64_t batch_size() const { return state_.batch_size(); }
+  State get() const;             ///< A copy: later steps do not change it.
+  void set(const State& state);  ///< Copies in. Throws if `state` belongs to another core or batch size.
+  void zero(const Tensor& mask = {});  ///< mask [B] bool; undefined = all rows.
+  void to(at::Device device);
+
+  /// One acting step without gradients: x [B, d_model], reset [B] bool (undefined = none) → y [B, d_model].
+  Tensor step(const Tensor& x, const Tensor& reset = {});
+
+ private:
+  std::shared_ptr<Core> core_;
+  State state_;
+};
+
+}  // namespace retain
