@@ -1,0 +1,24 @@
+#pragma once
+
+#include <retain/agents/actor_critic.h>
+#include <retain/envs/vector_env.h>
+
+namespace retain {
+
+struct Evaluation {
+  int64_t episodes = 0;
+  double mean_return = 0;
+  double normalized = 0;     ///< (mean_return − chance) / (best − chance)
+  double low = 0, high = 0;  ///< 95 % interval of `normalized`.
+};
+
+/// Greedy play of one whole episode in each environment, with memory carried from FIRST to LAST. A
+/// passive world is played in passes of bounded length, so that an episode of 10^6 steps fits in
+/// memory. The interval is Wilson's where every return is 0 or 1, else the normal one of the mean.
+///
+Evaluation evaluate(ActorCritic& policy, VectorEnv& env);
+
+/// The interval above from returns [E] alone.
+Evaluation summarize(const Tensor& episode_return, double chance_return, double best_return);
+
+}  // namespace retain
