@@ -6,19 +6,24 @@
 
 namespace retain {
 
-/// Holds the memory of `batch_size` agents that act with one core. Storage is allocated once; step() and set()
-/// write into it, so that its addresses stay valid inside a captured CUDA graph.
+/// Holds the memory of `batch_size` agents that act with one core. Storage is allocated once;
+/// step(), set() and zero() write into it, so that its addresses stay valid inside a captured CUDA
+/// graph. Only to() gives new ones.
 class Memory {
  public:
   Memory(std::shared_ptr<Core> core, int64_t batch_size);
 
   int64_t batch_size() const { return state_.batch_size(); }
   State get() const;             ///< A copy: later steps do not change it.
-  void set(const State& state);  ///< Copies in. Throws if `state` belongs to another core or batch size.
+  void set(const State& state);  ///< Copies in. Throws if `state` belongs to another core, batch
+                                 ///< size or device.
   void zero(const Tensor& mask = {});  ///< mask [B] bool; undefined = all rows.
-  void to(at::Device device);
+  void to(at::Device
+              device);  ///< Moves the memory. The core's owner moves its weights: core->to(device).
 
-  /// One acting step without gradients: x [B, d_model], reset [B] bool (undefined = none) → y [B, d_model].
+  /// One acting step without gradients: x [B, d_model], reset [B] bool (undefined = none) → y [B,
+  /// d_model]. Throws c10::Error naming the argument on a wrong shape or dtype, and if x, memory
+  /// and weights are on different devices.
   Tensor step(const Tensor& x, const Tensor& reset = {});
 
  private:
