@@ -1,0 +1,33 @@
+#pragma once
+
+#include <retain/lib/cores/core.h>
+
+#include <memory>
+#include <vector>
+
+namespace retain {
+
+/// n_layers × (norm → core → residual), then a final norm: the backbone of the public Mamba models,
+/// whose parameter names it has: layers.<i>.norm.weight, layers.<i>.mixer.<…>, norm_f.weight. Each
+/// norm adds the residual stream in the same pass (fp32 for half types). The State holds
+/// "layers.<i>.<part>".
+class Stack : public Core {
+ public:
+  /// Throws c10::Error if there is no core or their widths differ.
+  explicit Stack(const std::vector<std::shared_ptr<Core>>& cores, double norm_eps = 1e-5);
+
+  int64_t d_model() const override { return cores_.front()->d_model(); }
+  int64_t n_layers() const { return static_cast<int64_t>(cores_.size()); }
+  const std::shared_ptr<Core>& layer(int64_t index) const { return cores_.at(index); }
+  State initial_state(int64_t batch) const override;
+  CoreOutput forward(const Tensor& x, const State& state, const Tensor& reset = {}) override;
+
+ private:
+  void check_layers(const State& state) const;
+
+  double norm_eps_;
+  std::vector<std::shared_ptr<Core>> cores_;
+  std::vector<Tensor> norm_weights_;  // one a layer, then the final one
+};
+
+}  // namespace retain
