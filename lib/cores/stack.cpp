@@ -20,8 +20,8 @@ std::vector<std::string> names_of(const State& state) {
 
 }  // namespace
 
-Stack::Stack(const std::vector<std::shared_ptr<Core>>& cores, double norm_eps)
-    : norm_eps_(norm_eps), cores_(cores) {
+Stack::Stack(const std::vector<std::shared_ptr<Core>>& cores, const StackOptions& options)
+    : options_(options), cores_(cores) {
   TORCH_CHECK(!cores.empty(), "Stack: cores must hold at least one core");
   const auto add_norm = [&](torch::nn::Module& parent, const std::string& name) {
     norm_weights_.push_back(
@@ -33,7 +33,11 @@ Stack::Stack(const std::vector<std::shared_ptr<Core>>& cores, double norm_eps)
                 "Stack: every core's d_model must be the first one's, ", d_model(), ", got ",
                 core->d_model());
     const auto layer = std::make_shared<torch::nn::Module>("Layer");
-    add_norm(*layer, "norm");
+    if (options.norm_input || core != cores.front()) {
+      add_norm(*layer, "norm");
+    } else {
+      norm_weights_.emplace_back();
+    }
     layer->register_module("mixer", core);
     layers->push_back(layer);
   }
@@ -56,18 +60,20 @@ void Stack::check_layers(const State& state) const {
 }
 
 CoreOutput Stack::forward(const Tensor& x, const State& state, const Tensor& reset) {
-  check_input("Stack", x, reset, d_model(), norm_weights_.front());
+  check_input("Stack", x, reset, d_model(), norm_weights_.back());
   check_layers(state);
   State last_state(x.size(1));
   Tensor y = x, residual;
   for (int64_t i = 0; i < n_layers(); ++i) {
-    const auto [normed, sum] = rms_norm(y, norm_weights_[i], residual, norm_eps_);
+    const auto [normed, sum] = norm_weights_[i].defined()
+                                   ? rms_norm(y, norm_weights_[i], residual, options_.norm_eps)
+                                   : std::make_tuple(x, x);
     auto output = cores_[i]->forward(normed, state.layer(i), reset);
     last_state.insert_layer(i, output.state);
     y = output.y;
     residual = sum;
   }
-  return {std::get<0>(rms_norm(y, norm_weights_.back(), residual, norm_eps_)), last_state};
+  return {std::get<0>(rms_norm(y, norm_weights_.back(), residual, options_.norm_eps)), last_state};
 }
 
 }  // namespace retain

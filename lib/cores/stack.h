@@ -7,6 +7,11 @@
 
 namespace retain {
 
+struct StackOptions {
+  double norm_eps = 1e-5;
+  bool norm_input = true;  ///< Off: the first layer reads its input as it is, scale included.
+};
+
 /// n_layers × (norm → core → residual), then a final norm: the backbone of the public Mamba models,
 /// whose parameter names it has: layers.<i>.norm.weight, layers.<i>.mixer.<…>, norm_f.weight. Each
 /// norm adds the residual stream in the same pass (fp32 for half types). The State holds
@@ -14,7 +19,7 @@ namespace retain {
 class Stack : public Core {
  public:
   /// Throws c10::Error if there is no core or their widths differ.
-  explicit Stack(const std::vector<std::shared_ptr<Core>>& cores, double norm_eps = 1e-5);
+  explicit Stack(const std::vector<std::shared_ptr<Core>>& cores, const StackOptions& options = {});
 
   int64_t d_model() const override { return cores_.front()->d_model(); }
   int64_t n_layers() const { return static_cast<int64_t>(cores_.size()); }
@@ -25,9 +30,10 @@ class Stack : public Core {
  private:
   void check_layers(const State& state) const;
 
-  double norm_eps_;
+  StackOptions options_;
   std::vector<std::shared_ptr<Core>> cores_;
-  std::vector<Tensor> norm_weights_;  // one a layer, then the final one
+  std::vector<Tensor>
+      norm_weights_;  // one a layer (the first may be undefined), then the final one
 };
 
 }  // namespace retain
