@@ -205,28 +205,19 @@ bool CheckpointReader::is_text(const std::string& name) const {
   return with_context(impl_->context(name), [&] {
     const Handle dataset = impl_->dataset(name);
     const Handle type(H5Dget_type(dataset), H5Tclose, "H5Dget_type");
-    return H5Tget_class(type) == H5T_STRING && H5Tis_variable_str(type) <= 0 &&
-           H5Tget_strpad(type) == H5T_STR_NULLTERM;
+    return H5Tget_class(type) == H5T_STRING;
   });
 }
 
 namespace {
 
-bool keeps_order(hid_t group) {
-  const Handle creation(H5Gget_create_plist(group), H5Pclose, "H5Gget_create_plist");
-  unsigned flags = 0;
-  check(H5Pget_link_creation_order(creation, &flags), "H5Pget_link_creation_order");
-  return (flags & H5P_CRT_ORDER_TRACKED) != 0;
-}
-
 void list(hid_t group, const std::string& prefix, std::vector<std::string>& names) {
   H5G_info_t info;
   check(H5Gget_info(group, &info), "H5Gget_info");
-  const auto index = keeps_order(group) ? H5_INDEX_CRT_ORDER : H5_INDEX_NAME;
   for (hsize_t i = 0; i < info.nlinks; ++i) {
     char buffer[4096];
-    const ssize_t length =
-        H5Lget_name_by_idx(group, ".", index, H5_ITER_INC, i, buffer, sizeof(buffer), H5P_DEFAULT);
+    const ssize_t length = H5Lget_name_by_idx(group, ".", H5_INDEX_CRT_ORDER, H5_ITER_INC, i,
+                                              buffer, sizeof(buffer), H5P_DEFAULT);
     if (length < 0 || length >= static_cast<ssize_t>(sizeof(buffer))) {
       throw std::runtime_error("H5Lget_name_by_idx failed");
     }
@@ -244,8 +235,7 @@ at::ScalarType dtype_of(hid_t dataset) {
   const auto wanted = hdf5::read_attribute(dataset, "dtype");
   const Handle type(H5Dget_type(dataset), H5Tclose, "H5Dget_type");
   for (const auto dtype : kDtypes) {
-    const bool named = wanted.empty() ? dtype != at::kBFloat16 : wanted == dtype_name(dtype);
-    if (named && H5Tequal(type, hdf5::datatype(dtype)) > 0) return dtype;
+    if (wanted == dtype_name(dtype) && H5Tequal(type, hdf5::datatype(dtype)) > 0) return dtype;
   }
   throw std::runtime_error("it is no tensor");
 }

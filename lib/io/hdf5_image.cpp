@@ -143,7 +143,6 @@ std::string read_attribute(hid_t object, const char* name) {
   if (H5Aexists(object, name) <= 0) return {};
   const Handle attribute(H5Aopen(object, name, H5P_DEFAULT), H5Aclose, "H5Aopen");
   const Handle type(H5Aget_type(attribute), H5Tclose, "H5Aget_type");
-  if (H5Tget_class(type) != H5T_STRING || H5Tis_variable_str(type) > 0) return {};
   std::string text(H5Tget_size(type), '\0');
   check(H5Aread(attribute, type, text.data()), "H5Aread");
   return text.substr(0, text.find('\0'));

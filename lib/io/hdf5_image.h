@@ -55,7 +55,7 @@ std::string image_bytes(hid_t file);
 Handle open_group(hid_t parent, const std::string& name);
 
 /// The HDF5 type that holds `dtype` bit for bit. bfloat16 and bool have none of their own: they lie
-/// in uint16 and uint8 beside an attribute "dtype".
+/// in uint16 and uint8, and the attribute "dtype" tells them apart.
 Handle datatype(c10::ScalarType dtype);
 
 void write_attribute(hid_t object, const char* name, const std::string& text);

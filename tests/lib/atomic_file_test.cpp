@@ -176,6 +176,7 @@ TEST(WriteFile, AKilledWriterLeavesAWholeFile) {
   for (int round = 0; round < 8; ++round) {
     const pid_t child = ::fork();
     if (child == 0) {
+      ::alarm(30);  // should the test die before it kills this
       for (;;) {
         write_file(folder / "x", {b});
         write_file(folder / "x", {a});

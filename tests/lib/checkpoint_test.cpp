@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 #include "support/files.h"
@@ -243,6 +244,25 @@ TEST(Checkpoint, ErrorsArePrintedByNobody) {
     error_of([&] { CheckpointReader(folder / "a.h5").tensor("b/c"); });
   }
   EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
+}
+
+/// checkpoint_h5py_test.py names the file and reads it with h5py.
+TEST(Checkpoint, IsPlainHdf5BehindItsHeader) {
+  TemporaryFolder folder;
+  const char* named = std::getenv("RETAIN_SAMPLE");
+  const std::string path = named ? named : folder / "sample.h5";
+  CheckpointWriter writer(path);
+  const auto ramp = at::arange(6, at::kFloat).view({2, 3});
+  writer.write("config", "world = рекорд\n");
+  writer.write("progress/updates", int64_t{12});
+  writer.write("progress/best", 0.25);
+  for (const auto dtype : {at::kDouble, at::kFloat, at::kHalf, at::kLong, at::kInt, at::kShort,
+                           at::kChar, at::kByte, at::kBFloat16, at::kBool}) {
+    writer.write("tensors/" + c10::getDtypeNames(dtype).first, ramp.to(dtype).t());
+  }
+  writer.write("tensors/empty", at::empty({0, 4}));
+  writer.commit();
+  EXPECT_EQ(read_bytes(path).substr(512, 8), "\x89HDF\r\n\x1a\n");
 }
 
 TEST(Describe, ShowsEveryEntryAligned) {
