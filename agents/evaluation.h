@@ -15,7 +15,6 @@ struct Evaluation {
 /// Greedy play of one whole episode in each environment, with memory carried from FIRST to LAST. A
 /// passive world is played in passes of bounded length, so that an episode of 10^6 steps fits in
 /// memory. The interval is Wilson's where every return is 0 or 1, else the normal one of the mean.
-///
 Evaluation evaluate(ActorCritic& policy, VectorEnv& env);
 
 /// The interval above from returns [E] alone.

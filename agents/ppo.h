@@ -49,6 +49,11 @@ class PPO {
   void load(const CheckpointReader& reader);
 
  private:
+  void set_learning_rate(int64_t update_index);
+  double step(const Tensor& loss, int64_t update_index);  ///< Returns the gradient's norm.
+  /// "optimizer/<parameter path>" and Adam's state of that parameter.
+  std::vector<std::pair<std::string, torch::optim::AdamParamState*>> moments() const;
+
   std::shared_ptr<ActorCritic> policy_;
   PPOOptions options_;
   torch::optim::Adam optimizer_;

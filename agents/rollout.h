@@ -52,6 +52,28 @@ class Actor {
   void load(const CheckpointReader& reader, const ActorCritic& policy);
 
  private:
+  /// What the policy did in T rows: action [T, B, …], log_prob and value [T, B].
+  struct Choice {
+    Tensor action, log_prob, value;
+  };
+  /// T rows of choices and the steps they were made on; in chunks one step more, the one that comes
+  /// next.
+  struct Played {
+    TimeSteps steps;
+    Choice choice;
+  };
+
+  bool whole_episodes() const { return options_.num_steps == 0; }
+  int64_t max_rows() const {
+    return whole_episodes() ? env_.spec().max_episode_steps + 1 : options_.num_steps;
+  }
+  Choice choose(ActorCritic& policy, const TimeSteps& steps);
+  Played step(ActorCritic& policy);
+  Played sweep(ActorCritic& policy);
+  void fill(Rollout& rollout, Played& played, ActorCritic& policy);
+  Tensor next_value(ActorCritic& policy, const TimeSteps& next) const;
+  Tensor close_episodes(const Tensor& reward, const Tensor& ended);
+
   VectorEnv& env_;
   ActorOptions options_;
   State memory_;           ///< Before the row that comes next; no batch before the first rollout.

@@ -48,6 +48,8 @@ class Trainer {
   void load(const CheckpointReader& reader);
 
  private:
+  void check(const CheckpointReader& reader) const;
+
   TrainerOptions options_;
   std::unique_ptr<VectorEnv> env_;
   std::shared_ptr<ActorCritic> policy_;
