@@ -34,9 +34,9 @@ struct ActionSpec {
 };
 
 struct EnvironmentSpec {
-  std::string name;
+  std::string name = {};
   int64_t observation_size = 0;  ///< float32 features an observation.
-  ActionSpec action;
+  ActionSpec action = {};
   int64_t max_episode_steps = 0;  ///< Most actions an episode can take; 0 = no bound.
   int64_t memory_length =
       0;  ///< How far back the optimal policy must look, in steps (Ni et al. 2023).
@@ -46,7 +46,7 @@ struct EnvironmentSpec {
   double memoryless_return = 0;  ///< Best expected return without memory.
   double best_return = 1;        ///< Best expected return.
   bool passive = false;  ///< Observations, episode ends and legal actions do not depend on actions.
-  std::string options;   ///< The world's options as text; load() refuses other options.
+  std::string options = {};  ///< The world's options as text; load() refuses other options.
 };
 
 /// What an action led to.

@@ -5,7 +5,8 @@
 
 namespace retain {
 
-constexpr int64_t kShortestGap = 4;
+constexpr int64_t kShortestGap = 4;     // of a drawn length
+constexpr int64_t kMostCues = 1 << 16;  // an observation and a mask of that size a step
 
 /// Throws unless gaps of up to `horizon` steps can be drawn.
 inline void check_gap(const char* world, int64_t horizon, Lengths lengths) {

@@ -34,7 +34,7 @@ struct Recall {
 
   EnvironmentSpec spec() const {
     check_gap("recall", horizon, lengths);
-    check_option("recall", "num_cues", num_cues, 2, 1 << 20);
+    check_option("recall", "num_cues", num_cues, 2, kMostCues);
     return {.name = "recall",
             .observation_size = num_cues + 2,
             .action = {.num_values = {num_cues}},

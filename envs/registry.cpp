@@ -1,5 +1,10 @@
+#include <retain/envs/catch.h>
+#include <retain/envs/memory_chain.h>
 #include <retain/envs/recall.h>
 #include <retain/envs/registry.h>
+#include <retain/envs/repeat_previous.h>
+#include <retain/envs/rewrite.h>
+#include <retain/envs/t_maze.h>
 #include <retain/envs/vectorize.h>
 
 #include <algorithm>
@@ -100,7 +105,12 @@ Entry entry(const std::string& summary) {
 
 const std::vector<Entry>& entries() {
   static const std::vector<Entry> all = {
+      entry<Catch>("catch a falling ball; needs no memory (bsuite)"),
+      entry<MemoryChain>("keep bits along a chain and name the one asked for (bsuite)"),
       entry<Recall>("name at the end the cue shown at the start, after a gap of noise"),
+      entry<RepeatPrevious>("repeat the suit of the card seen k - 1 steps before (POPGym)"),
+      entry<Rewrite>("recall with cues that replace one another: only the last counts"),
+      entry<TMaze>("walk a corridor and turn to the goal seen at its start (Ni et al. 2023)"),
   };
   return all;
 }
