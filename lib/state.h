@@ -34,7 +34,8 @@ class State {
       const;  ///< d_state of the only "ssm" part. Throws if there is none or more than one.
   int64_t num_bytes() const;
 
-  const std::vector<Part>& parts() const { return parts_; }
+  const std::vector<Part>& parts() const& { return parts_; }
+  std::vector<Part> parts() && { return std::move(parts_); }  ///< A loop over a temporary lives.
   bool contains(const std::string& name) const;
   const Tensor& at(
       const std::string& name) const;  ///< Throws and lists the names if there is no such part.
