@@ -173,7 +173,7 @@ Handle CheckpointReader::Impl::dataset(const std::string& name) const {
 }
 
 CheckpointReader::CheckpointReader(const std::string& path, const std::string& kind) {
-  auto sealed = read_sealed(path);
+  const auto sealed = read_sealed(path);
   if (!kind.empty() && kind != sealed.kind) {
     throw std::runtime_error("cannot read " + in_quotes(path) + ": it is a " + sealed.kind +
                              " file, not a " + kind + " file");
@@ -181,7 +181,7 @@ CheckpointReader::CheckpointReader(const std::string& path, const std::string& k
   const Session session;
   impl_.reset(new Impl{path, sealed.kind, {}});
   impl_->file = with_context("cannot read " + in_quotes(path),
-                             [&] { return hdf5::open_image(sealed.payload); });
+                             [&] { return hdf5::open_image(sealed.payload()); });
 }
 
 CheckpointReader::~CheckpointReader() {

@@ -85,7 +85,6 @@ SealedFile read_sealed(const std::string& path) {
   check_header(path, file);
   check_payload(path, file);
   const std::string kind(file.data() + kKindAt, ::strnlen(file.data() + kKindAt, kKindSize));
-  file.erase(0, kHeaderSize);
   return {kind, std::move(file)};
 }
 

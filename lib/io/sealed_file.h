@@ -24,7 +24,8 @@ void write_sealed(const std::string& path, std::string_view kind, std::string_vi
 
 struct SealedFile {
   std::string kind;
-  std::string payload;
+  std::string bytes;  ///< Header and payload.
+  std::string_view payload() const { return std::string_view(bytes).substr(kHeaderSize); }
 };
 
 /// Reads and checks every byte. Throws std::runtime_error that says which of these the file is:

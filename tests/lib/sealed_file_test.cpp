@@ -55,7 +55,7 @@ TEST(SealedFile, ReturnsKindAndPayload) {
     write_sealed(folder / "a", "run", payload);
     const auto file = read_sealed(folder / "a");
     EXPECT_EQ(file.kind, "run");
-    EXPECT_EQ(file.payload, payload);
+    EXPECT_EQ(file.payload(), payload);
   }
   EXPECT_THAT(error_of([&] { write_sealed(folder / "b", "", "x"); }),
               HasSubstr("kind must have 1 to 31"));
