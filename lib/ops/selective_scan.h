@@ -8,13 +8,15 @@
 namespace retain {
 using at::Tensor;
 
-/// Selective scan (Mamba-1; Gu & Dao 2023, arXiv:2312.00752, Algorithm 2), time-major, with explicit state.
+/// Selective scan (Mamba-1; Gu & Dao 2023, arXiv:2312.00752, Algorithm 2), time-major, with
+/// explicit state.
 ///
 /// For batch row b, channel d, state index n:
 ///   delta' = softplus(delta + delta_bias)             (softplus only if delta_softplus)
-///   h_t    = exp(delta'_t A[d, n]) h_{t-1} + delta'_t B_t[n] u_t       h_{-1} = initial_state, or 0
-///   y_t    = (sum_n C_t[n] h_t[n] + D[d] u_t) silu(z_t)
-/// Where reset[t, b] is set, h_{t-1} is replaced by zero, by selection: nothing before it reaches what follows.
+///   h_t    = exp(delta'_t A[d, n]) h_{t-1} + delta'_t B_t[n] u_t       h_{-1} = initial_state, or
+///   0 y_t    = (sum_n C_t[n] h_t[n] + D[d] u_t) silu(z_t)
+/// Where reset[t, b] is set, h_{t-1} is replaced by zero, by selection: nothing before it reaches
+/// what follows.
 ///
 /// Shapes: u, delta, z [T, B, D]; A [D, N]; B, C [T, B, G, N], G divides D; D, delta_bias [D];
 /// initial_state [B, D, N]; reset [T, B] bool. An undefined tensor counts as absent.
@@ -34,10 +36,11 @@ std::tuple<Tensor, Tensor> selective_scan_reference(
     const std::optional<Tensor>& delta_bias = {}, bool delta_softplus = false,
     const std::optional<Tensor>& initial_state = {}, const std::optional<Tensor>& reset = {});
 
-/// The scan in one plain call: out [T, B, D] and, if return_last_state, last_state [B, D, N] (else undefined).
-/// x0 [B, D, N] is the initial state; gradients flow into x0 and out of last_state.
+/// The scan in one plain call: out [T, B, D] and, if return_last_state, last_state [B, D, N] (else
+/// undefined). x0 [B, D, N] is the initial state; gradients flow into x0 and out of last_state.
 std::tuple<Tensor, Tensor> selective_scan_fwd_with_state(
     const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
-    const std::optional<Tensor>& D, const std::optional<Tensor>& x0, bool delta_softplus, bool return_last_state);
+    const std::optional<Tensor>& D, const std::optional<Tensor>& x0, bool delta_softplus,
+    bool return_last_state);
 
 }  // namespace retain

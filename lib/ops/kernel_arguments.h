@@ -1,0 +1,56 @@
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <retain/kernels/common/time_major.h>
+
+#include <optional>
+
+// How ops hand tensors to kernels.
+namespace retain {
+using at::Tensor;
+
+/// A [T, B, …] tensor, read only; its innermost dimension must be contiguous. Undefined = absent.
+template <typename T>
+kernels::TimeMajor<const T> time_major(const Tensor& tensor) {
+  if (!tensor.defined()) return {};
+  return {tensor.const_data_ptr<T>(), tensor.stride(0), tensor.stride(1)};
+}
+
+template <typename T>
+kernels::TimeMajor<T> mutable_time_major(const Tensor& tensor) {
+  return {tensor.mutable_data_ptr<T>(), tensor.stride(0), tensor.stride(1)};
+}
+
+/// nullptr for an undefined tensor.
+template <typename T>
+const T* pointer(const Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
+}
+template <typename T>
+T* mutable_pointer(const Tensor& tensor) {
+  return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
+}
+
+/// The tensor in `dtype`, its last dimension contiguous; copied only if it has to be. Absent =
+/// undefined.
+inline Tensor with_dense_rows(const std::optional<Tensor>& tensor, at::ScalarType dtype) {
+  if (!tensor.has_value() || !tensor->defined()) return {};
+  const auto cast = tensor->to(dtype);
+  return cast.size(-1) <= 1 || cast.stride(-1) == 1 ? cast : cast.contiguous();
+}
+
+inline Tensor dense(const std::optional<Tensor>& tensor, at::ScalarType dtype) {
+  return tensor.has_value() && tensor->defined() ? tensor->to(dtype).contiguous() : Tensor();
+}
+
+/// Whether the fused kernels run where the tensor lies; elsewhere the composed reference does.
+inline bool has_kernels(const Tensor& tensor) { return tensor.is_cpu() || tensor.is_meta(); }
+
+/// Calls run(begin, end) over ranges of [0, items) in the process's thread pool.
+template <typename Run>
+void parallel_items(int64_t items, const Run& run) {
+  at::parallel_for(0, items, 1, run);
+}
+
+}  // namespace retain
