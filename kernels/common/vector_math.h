@@ -5,12 +5,10 @@
 //
 // exp and exp2 split x into a whole power of two, put into the exponent bits, and a rest in [-1/2,
 // 1/2] powers of two, whose minimax polynomial is expm1's. Errors, float and double: exp, exp2
-// below 1.5 ulp, sigmoid, tanh and softplus below 4 ulp. NaN stays NaN. A result below the smallest
-// normal number is 0.
+// below 1.6 ulp, sigmoid, tanh and softplus below 4 ulp. NaN stays NaN. A result below the smallest
+// normal number, or within a factor 1.42 above it, is 0.
 
-#include <bit>
 #include <cstdint>
-#include <limits>
 #include <type_traits>
 
 #ifndef RETAIN_CPU_ISA
@@ -24,24 +22,27 @@ namespace retain::kernels::RETAIN_CPU_ISA {
 template <typename T>
 struct FloatTraits;
 
+/// x + kRound - kRound is the whole number n next to x; the low bits of x + kRound are n - 1 in the
+/// exponent's own count, so that shifted up they are 2^(n - 1), and 0 where that is below the
+/// normal numbers.
 template <>
 struct FloatTraits<float> {
   using Bits = uint32_t;
   static constexpr int kMantissaBits = 23;
-  static constexpr float kRound = 0x1.8p23f;  ///< x + kRound - kRound is the whole number next to x
+  static constexpr float kRound = 0x1.8p23f + 126;
   static constexpr float kLn2High = 0x1.63p-1f, kLn2Low = -2.12194440e-4f;
-  static constexpr float kExpMax = 88.722839f, kExpMin = -87.336540f;
-  static constexpr float kExp2Max = 127.999992f, kExp2Min = -126.0f;
+  static constexpr float kExpMin = -87.3f, kExpMax = 89.0f;  ///< exp is 0 below and infinite above
+  static constexpr float kExp2Min = -126, kExp2Max = 128;
 };
 
 template <>
 struct FloatTraits<double> {
   using Bits = uint64_t;
   static constexpr int kMantissaBits = 52;
-  static constexpr double kRound = 0x1.8p52;
+  static constexpr double kRound = 0x1.8p52 + 1022;
   static constexpr double kLn2High = 0x1.62e42fee00000p-1, kLn2Low = 0x1.a39ef35793c76p-33;
-  static constexpr double kExpMax = 709.78271289338397, kExpMin = -708.39641853226408;
-  static constexpr double kExp2Max = 1023.9999999999999, kExp2Min = -1022.0;
+  static constexpr double kExpMin = -708.3, kExpMax = 710;
+  static constexpr double kExp2Min = -1022, kExp2Max = 1024;
 };
 
 template <typename T>
@@ -79,38 +80,42 @@ RETAIN_INLINE double exp2m1_reduced(double f) {
                     7.0737894276152240986e-9, 4.4347830394533005509e-10);
 }
 
-/// m · 2^n for a normal result; `shifted` is n + kRound.
+/// 2^(n - 1), where shifted is n + kRound.
 template <typename T>
-RETAIN_INLINE T scale_by_power(T m, T shifted) {
+RETAIN_INLINE T half_power(T shifted) {
   using Bits = typename FloatTraits<T>::Bits;
-  return std::bit_cast<T>(std::bit_cast<Bits>(m) +
-                          (std::bit_cast<Bits>(shifted) << FloatTraits<T>::kMantissaBits));
+  return __builtin_bit_cast(T, __builtin_bit_cast(Bits, shifted) << FloatTraits<T>::kMantissaBits);
 }
 
-/// Zero below `low`, infinity above `high`, NaN for NaN.
+/// x between the bounds; NaN stays NaN.
 template <typename T>
-RETAIN_INLINE T outside_range(T x, T result, T low, T high) {
-  result = x <= high ? result : x + std::numeric_limits<T>::infinity();
-  return x < low ? T(0) : result;
+RETAIN_INLINE T clamp(T x, T low, T high) {
+  x = x < low ? low : x;
+  return x > high ? high : x;
 }
 
 template <typename T>
 RETAIN_INLINE T exp(T x) {
   using F = FloatTraits<T>;
+  x = clamp(x, F::kExpMin, F::kExpMax);
   const T shifted = x * T(1.4426950408889634074) + F::kRound;
   const T n = shifted - F::kRound;
   const T r = (x - n * F::kLn2High) - n * F::kLn2Low;
-  return outside_range(x, scale_by_power(T(1) + expm1_reduced(r), shifted), F::kExpMin, F::kExpMax);
+  const T half = half_power(shifted);
+  return (half + half * expm1_reduced(r)) * T(2);
 }
 
 template <typename T>
 RETAIN_INLINE T exp2(T x) {
   using F = FloatTraits<T>;
+  x = clamp(x, F::kExp2Min, F::kExp2Max);
   const T shifted = x + F::kRound;
-  const T f = x - (shifted - F::kRound);
-  return outside_range(x, scale_by_power(T(1) + exp2m1_reduced(f), shifted), F::kExp2Min,
-                       F::kExp2Max);
+  const T half = half_power(shifted);
+  return (half + half * exp2m1_reduced(x - (shifted - F::kRound))) * T(2);
 }
+
+RETAIN_INLINE float abs(float x) { return __builtin_fabsf(x); }
+RETAIN_INLINE double abs(double x) { return __builtin_fabs(x); }
 
 /// log(1 + e) for 0 <= e <= 1, as 2 atanh(e / (2 + e)).
 template <typename T>
@@ -132,16 +137,21 @@ RETAIN_INLINE T log1p_unit(T e) {
 /// log(1 + e^x); x itself above 20.
 template <typename T>
 RETAIN_INLINE T softplus(T x) {
-  const T magnitude = x < T(0) ? -x : x;
   const T positive = x < T(0) ? T(0) : x;
-  const T sum = positive + log1p_unit(exp(-magnitude));
-  return x > T(20) ? x : sum;
+  const T exponent = x > T(20) ? FloatTraits<T>::kExpMin : -abs(x);
+  return positive + log1p_unit(exp(exponent));
 }
 
-/// 1 / (1 + e^-x); the derivative of softplus at and below 20.
+/// 1 / (1 + e^-x).
 template <typename T>
 RETAIN_INLINE T sigmoid(T x) {
   return T(1) / (T(1) + exp(-x));
+}
+
+/// The derivative of softplus: 1 above 20.
+template <typename T>
+RETAIN_INLINE T softplus_slope(T x) {
+  return sigmoid(x > T(20) ? T(80) : x);
 }
 
 template <typename T>
@@ -153,15 +163,14 @@ RETAIN_INLINE T silu(T x) {
 template <typename T>
 RETAIN_INLINE T tanh(T x) {
   using F = FloatTraits<T>;
-  const T magnitude = x < T(0) ? -x : x;
-  const T y = magnitude > T(40) ? T(-80) : T(-2) * magnitude;
+  const T y = T(-2) * (abs(x) > T(40) ? T(40) : abs(x));
   const T shifted = y * T(1.4426950408889634074) + F::kRound;
   const T n = shifted - F::kRound;
   const T r = (y - n * F::kLn2High) - n * F::kLn2Low;
-  const T power = scale_by_power(T(1), shifted);
+  const T power = half_power(shifted) * T(2);
   const T m = power * expm1_reduced(r) + (power - T(1));
-  const T result = (T(0) - m) / (T(2) + m);
-  return x < T(0) ? -result : result;
+  const T magnitude = (T(0) - m) / (T(2) + m);
+  return x < T(0) ? -magnitude : magnitude;
 }
 
 }  // namespace retain::kernels::RETAIN_CPU_ISA

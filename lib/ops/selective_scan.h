@@ -29,6 +29,14 @@ std::tuple<Tensor, Tensor> selective_scan(
     const std::optional<Tensor>& delta_bias = {}, bool delta_softplus = false,
     const std::optional<Tensor>& initial_state = {}, const std::optional<Tensor>& reset = {});
 
+/// One step: u, delta, z [B, D]; B, C [B, G, N]; state [B, D, N]; reset [B] bool. The same bits as
+/// selective_scan with T = 1. Returns y [B, D] and the new state [B, D, N].
+std::tuple<Tensor, Tensor> selective_scan_update(
+    const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
+    const Tensor& state, const std::optional<Tensor>& D = {}, const std::optional<Tensor>& z = {},
+    const std::optional<Tensor>& delta_bias = {}, bool delta_softplus = false,
+    const std::optional<Tensor>& reset = {});
+
 /// The plain composition of tensor operations, differentiable by autograd; the oracle in fp64.
 std::tuple<Tensor, Tensor> selective_scan_reference(
     const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,

@@ -1,0 +1,299 @@
+#include <retain/lib/ops/selective_scan.h>
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <retain/kernels/selective_scan/selective_scan.h>
+#include <retain/lib/ops/checks.h>
+#include <retain/lib/ops/selective_scan_tensors.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+namespace retain {
+
+using OptionalTensor = std::optional<Tensor>;
+
+void check_selective_scan(const char* op, const SelectiveScanTensors& in) {
+  check_rank(op, "u", in.u, "[T, B, d_inner]");
+  check_floating(op, "u", in.u);
+  check_rank(op, "A", in.A, "[d_inner, d_state]");
+  check_rank(op, "B", in.B, "[T, B, groups, d_state]");
+  const auto T = in.u.sym_size(0), B = in.u.sym_size(1), D = in.u.sym_size(2);
+  const auto N = in.A.sym_size(1), G = in.B.sym_size(2);
+  TORCH_CHECK(D > 0 && N > 0, op, ": d_inner and d_state must be at least 1, got ", D, " and ", N);
+  TORCH_CHECK(G > 0 && D % G == 0, op, ": groups of B must divide d_inner = ", D, ", got ", G);
+  const auto check = [&](const char* name, const Tensor& tensor, const char* layout,
+                         std::initializer_list<c10::SymInt> sizes, bool required = false) {
+    if (!required && !tensor.defined()) return;
+    check_shape(op, name, tensor, layout, sizes);
+    check_like(op, name, tensor, "u", in.u);
+  };
+  check("delta", in.delta, "[T, B, d_inner]", {T, B, D}, true);
+  check("A", in.A, "[d_inner, d_state]", {D, N}, true);
+  check("B", in.B, "[T, B, groups, d_state]", {T, B, G, N}, true);
+  check("C", in.C, "[T, B, groups, d_state]", {T, B, G, N}, true);
+  check("D", in.D, "[d_inner]", {D});
+  check("z", in.z, "[T, B, d_inner]", {T, B, D});
+  check("delta_bias", in.delta_bias, "[d_inner]", {D});
+  check("initial_state", in.initial_state, "[B, d_inner, d_state]", {B, D, N});
+  if (in.reset.defined()) check_reset(op, in.reset, "[T, B]", {T, B}, "u", in.u);
+}
+
+namespace {
+
+SelectiveScanTensors gather(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
+                            const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
+                            const OptionalTensor& delta_bias, bool delta_softplus,
+                            const OptionalTensor& initial_state, const OptionalTensor& reset) {
+  return {u,
+          delta,
+          A,
+          B,
+          C,
+          value_or_undefined(D),
+          value_or_undefined(z),
+          value_or_undefined(delta_bias),
+          delta_softplus,
+          value_or_undefined(initial_state),
+          value_or_undefined(reset)};
+}
+
+// The arguments that every op of the scan starts with, and their names.
+#define SCAN_PARAMETERS                                                                    \
+  const Tensor &u, const Tensor &delta, const Tensor &A, const Tensor &B, const Tensor &C, \
+      const OptionalTensor &D, const OptionalTensor &z, const OptionalTensor &delta_bias,  \
+      bool delta_softplus, const OptionalTensor &initial_state, const OptionalTensor &reset
+#define SCAN_ARGUMENTS u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset
+
+using Outputs = std::tuple<Tensor, Tensor>;
+using FwdOutputs = std::tuple<Tensor, Tensor, Tensor>;
+using BwdOutputs =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Outputs call_scan(SCAN_PARAMETERS) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("retain::selective_scan", "")
+                             .typed<Outputs(SCAN_PARAMETERS)>();
+  return op.call(SCAN_ARGUMENTS);
+}
+
+FwdOutputs call_fwd(SCAN_PARAMETERS) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("retain::selective_scan_fwd", "")
+                             .typed<FwdOutputs(SCAN_PARAMETERS)>();
+  return op.call(SCAN_ARGUMENTS);
+}
+
+BwdOutputs call_bwd(const OptionalTensor& dy, const OptionalTensor& dlast_state, SCAN_PARAMETERS,
+                    const Tensor& checkpoints) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("retain::selective_scan_bwd", "")
+                             .typed<BwdOutputs(const OptionalTensor&, const OptionalTensor&,
+                                               SCAN_PARAMETERS, const Tensor&)>();
+  return op.call(dy, dlast_state, SCAN_ARGUMENTS, checkpoints);
+}
+
+// CPU
+
+Outputs scan_cpu(SCAN_PARAMETERS) {
+  const auto in = gather(SCAN_ARGUMENTS);
+  check_selective_scan("selective_scan", in);
+  auto [y, last_state, checkpoints] = selective_scan_fwd_cpu(in, false);
+  return {y, last_state};
+}
+
+FwdOutputs fwd_cpu(SCAN_PARAMETERS) {
+  const auto in = gather(SCAN_ARGUMENTS);
+  check_selective_scan("selective_scan", in);
+  return selective_scan_fwd_cpu(in, true);
+}
+
+BwdOutputs bwd_cpu(const OptionalTensor& dy, const OptionalTensor& dlast_state, SCAN_PARAMETERS,
+                   const Tensor& checkpoints) {
+  const auto g = selective_scan_bwd_cpu(value_or_undefined(dy), value_or_undefined(dlast_state),
+                                        gather(SCAN_ARGUMENTS), checkpoints);
+  return {g.u, g.delta, g.A, g.B, g.C, g.D, g.z, g.delta_bias, g.initial_state};
+}
+
+// Meta: shapes and dtypes only
+
+FwdOutputs fwd_meta(SCAN_PARAMETERS) {
+  check_selective_scan("selective_scan", gather(SCAN_ARGUMENTS));
+  const auto T = u.sym_size(0), batch = u.sym_size(1), dim = u.sym_size(2), N = A.sym_size(1);
+  const auto options = u.options().dtype(state_dtype(u));
+  const int64_t lanes = 64 / static_cast<int64_t>(c10::elementSize(state_dtype(u)));
+  const auto tiles = B.sym_size(2) * ((dim / B.sym_size(2) + (lanes - 1)) / lanes);
+  const auto chunks = (T + (kernels::kScanChunk - 1)) / kernels::kScanChunk;
+  return {at::empty_symint({T, batch, dim}, u.options()),
+          at::empty_symint({batch, dim, N}, options),
+          at::empty_symint({chunks, batch, tiles, N, lanes}, options)};
+}
+
+Outputs scan_meta(SCAN_PARAMETERS) {
+  auto [y, last_state, checkpoints] = fwd_meta(SCAN_ARGUMENTS);
+  return {y, last_state};
+}
+
+BwdOutputs bwd_meta(const OptionalTensor&, const OptionalTensor&, SCAN_PARAMETERS, const Tensor&) {
+  const auto in = gather(SCAN_ARGUMENTS);
+  const auto options = u.options().dtype(state_dtype(u));
+  const auto like = [&](const Tensor& tensor) {
+    return tensor.defined() ? at::empty_symint(tensor.sym_sizes(), options)
+                            : at::empty({0}, options);
+  };
+  const auto state = at::empty_symint({u.sym_size(1), u.sym_size(2), A.sym_size(1)}, options);
+  return {like(in.u), like(in.delta), like(in.A),          like(in.B), like(in.C),
+          like(in.D), like(in.z),     like(in.delta_bias), state};
+}
+
+// Autograd
+
+class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
+ public:
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
+                                                SCAN_PARAMETERS) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [y, last_state, checkpoints] = call_fwd(SCAN_ARGUMENTS);
+    context->set_materialize_grads(false);
+    context->save_for_backward({u, delta, A, B, C, value_or_undefined(D), value_or_undefined(z),
+                                value_or_undefined(delta_bias), value_or_undefined(reset),
+                                checkpoints});
+    context->saved_data["delta_softplus"] = delta_softplus;
+    context->saved_data["has_initial_state"] = present(initial_state);
+    return {y, last_state};
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    const auto optional = [](const Tensor& tensor) {
+      return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+    };
+    const auto D = optional(saved[5]), z = optional(saved[6]), delta_bias = optional(saved[7]);
+    auto [du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state] = call_bwd(
+        optional(gradients[0]), optional(gradients[1]), saved[0], saved[1], saved[2], saved[3],
+        saved[4], D, z, delta_bias, context->saved_data["delta_softplus"].toBool(), std::nullopt,
+        optional(saved[8]), saved[9]);
+    return {du,
+            ddelta,
+            dA,
+            dB,
+            dC,
+            D ? dD : Tensor(),
+            z ? dz : Tensor(),
+            delta_bias ? ddelta_bias : Tensor(),
+            Tensor(),
+            context->saved_data["has_initial_state"].toBool() ? dinitial_state : Tensor(),
+            Tensor()};
+  }
+};
+
+bool needs_gradient(std::initializer_list<Tensor> tensors) {
+  if (!at::GradMode::is_enabled()) return false;
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const Tensor& t) { return t.defined() && t.requires_grad(); });
+}
+
+Outputs scan_autograd(SCAN_PARAMETERS) {
+  const auto in = gather(SCAN_ARGUMENTS);
+  if (!needs_gradient({u, delta, A, B, C, in.D, in.z, in.delta_bias, in.initial_state})) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_scan(SCAN_ARGUMENTS);
+  }
+  if (u.device().is_cpu() || u.device().is_meta()) {
+    const auto outputs = SelectiveScan::apply(SCAN_ARGUMENTS);
+    return {outputs[0], outputs[1]};
+  }
+  return selective_scan_reference(SCAN_ARGUMENTS);
+}
+
+}  // namespace
+
+Outputs selective_scan(SCAN_PARAMETERS) {
+  return call_scan(u, delta, A, B, C, if_present(D), if_present(z), if_present(delta_bias),
+                   delta_softplus, if_present(initial_state), if_present(reset));
+}
+
+Outputs selective_scan_update(const Tensor& u, const Tensor& delta, const Tensor& A,
+                              const Tensor& B, const Tensor& C, const Tensor& state,
+                              const OptionalTensor& D, const OptionalTensor& z,
+                              const OptionalTensor& delta_bias, bool delta_softplus,
+                              const OptionalTensor& reset) {
+  const char* op = "selective_scan_update";
+  check_rank(op, "u", u, "[B, d_inner]");
+  check_rank(op, "delta", delta, "[B, d_inner]");
+  check_rank(op, "B", B, "[B, groups, d_state]");
+  check_rank(op, "C", C, "[B, groups, d_state]");
+  check_rank(op, "state", state, "[B, d_inner, d_state]");
+  const auto one_step = [&](const OptionalTensor& tensor, const char* name, const char* layout) {
+    if (!present(tensor)) return OptionalTensor();
+    check_rank(op, name, *tensor, layout);
+    return OptionalTensor(tensor->unsqueeze(0));
+  };
+  auto [y, new_state] =
+      selective_scan(u.unsqueeze(0), delta.unsqueeze(0), A, B.unsqueeze(0), C.unsqueeze(0), D,
+                     one_step(z, "z", "[B, d_inner]"), delta_bias, delta_softplus, state,
+                     one_step(reset, "reset", "[B]"));
+  return {y.squeeze(0), new_state};
+}
+
+Outputs selective_scan_fwd_with_state(const Tensor& u, const Tensor& delta, const Tensor& A,
+                                      const Tensor& B, const Tensor& C, const OptionalTensor& D,
+                                      const OptionalTensor& x0, bool delta_softplus,
+                                      bool return_last_state) {
+  auto [out, last_state] = selective_scan(u, delta, A, B, C, D, {}, {}, delta_softplus, x0);
+  return {out, return_last_state ? last_state : Tensor()};
+}
+
+TORCH_LIBRARY_FRAGMENT(retain, m) {
+  m.def(
+      "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D=None, "
+      "Tensor? z=None, Tensor? delta_bias=None, bool delta_softplus=False, "
+      "Tensor? initial_state=None, Tensor? reset=None) -> (Tensor y, Tensor last_state)");
+  m.def(
+      "selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
+      "Tensor? z, Tensor? delta_bias, bool delta_softplus, Tensor? initial_state, Tensor? reset) "
+      "-> (Tensor y, Tensor last_state, Tensor checkpoints)");
+  m.def(
+      "selective_scan_bwd(Tensor? dy, Tensor? dlast_state, Tensor u, Tensor delta, Tensor A, "
+      "Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, "
+      "Tensor? initial_state, Tensor? reset, Tensor checkpoints) -> (Tensor du, Tensor ddelta, "
+      "Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz, Tensor ddelta_bias, "
+      "Tensor dinitial_state)");
+  m.def(
+      "selective_scan_update(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor state, "
+      "Tensor? D=None, Tensor? z=None, Tensor? delta_bias=None, bool delta_softplus=False, "
+      "Tensor? reset=None) -> (Tensor y, Tensor new_state)",
+      selective_scan_update);
+  m.def(
+      "selective_scan_fwd_with_state(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, "
+      "Tensor? D, Tensor? x0, bool delta_softplus, bool return_last_state) -> "
+      "(Tensor out, Tensor last_state)",
+      selective_scan_fwd_with_state);
+}
+
+TORCH_LIBRARY_IMPL(retain, CPU, m) {
+  m.impl("selective_scan", scan_cpu);
+  m.impl("selective_scan_fwd", fwd_cpu);
+  m.impl("selective_scan_bwd", bwd_cpu);
+}
+
+TORCH_LIBRARY_IMPL(retain, Meta, m) {
+  m.impl("selective_scan", scan_meta);
+  m.impl("selective_scan_fwd", fwd_meta);
+  m.impl("selective_scan_bwd", bwd_meta);
+}
+
+TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) {
+  m.impl("selective_scan", selective_scan_reference);
+}
+
+TORCH_LIBRARY_IMPL(retain, Autograd, m) {
+  m.impl("selective_scan", scan_autograd);
+  m.impl("selective_scan_fwd", torch::autograd::autogradNotImplementedFallback());
+  m.impl("selective_scan_bwd", torch::autograd::autogradNotImplementedFallback());
+}
+
+}  // namespace retain

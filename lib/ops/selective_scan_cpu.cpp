@@ -1,0 +1,189 @@
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <retain/kernels/selective_scan/selective_scan.h>
+#include <retain/lib/ops/checks.h>
+#include <retain/lib/ops/selective_scan_tensors.h>
+
+#include <algorithm>
+
+namespace retain {
+namespace {
+
+using kernels::kScanLanes;
+using kernels::ScanSizes;
+using kernels::SelectiveScanInputs;
+using kernels::TimeMajor;
+
+/// In the type of the state, the innermost dimension contiguous; nothing is copied that already is
+/// so.
+Tensor prepared(const Tensor& tensor, at::ScalarType dtype) {
+  if (!tensor.defined()) return tensor;
+  const auto cast = tensor.to(dtype);
+  return cast.size(-1) == 1 || cast.stride(-1) == 1 ? cast : cast.contiguous();
+}
+
+Tensor contiguous(const Tensor& tensor, at::ScalarType dtype) {
+  return tensor.defined() ? tensor.to(dtype).contiguous() : tensor;
+}
+
+template <typename T>
+TimeMajor<T> time_major(const Tensor& tensor) {
+  if (!tensor.defined()) return {};
+  using Element = std::remove_const_t<T>;
+  return {tensor.data_ptr<Element>(), tensor.stride(0), tensor.stride(1)};
+}
+
+template <typename T>
+T* pointer(const Tensor& tensor) {
+  return tensor.defined() ? tensor.data_ptr<std::remove_const_t<T>>() : nullptr;
+}
+
+/// The kernel's view of the arguments, and the tensors that it points into.
+template <typename T>
+struct Prepared {
+  Tensor u, delta, z, B, C, D, delta_bias, A_tiles;
+  SelectiveScanInputs<T> in;
+
+  explicit Prepared(const SelectiveScanTensors& from) {
+    const auto dtype = c10::CppTypeToScalarType<T>::value;
+    u = prepared(from.u, dtype);
+    delta = prepared(from.delta, dtype);
+    z = prepared(from.z, dtype);
+    B = prepared(from.B, dtype);
+    C = prepared(from.C, dtype);
+    D = contiguous(from.D, dtype);
+    delta_bias = contiguous(from.delta_bias, dtype);
+    in.size = kernels::scan_sizes<T>(u.size(0), u.size(1), u.size(2), from.A.size(1), B.size(2));
+    A_tiles = at::empty({in.size.tiles, in.size.N, kScanLanes<T>}, u.options());
+    kernels::selective_scan_pack(in.size, contiguous(from.A, dtype).template data_ptr<T>(),
+                                 A_tiles.data_ptr<T>());
+    in.u = time_major<const T>(u);
+    in.delta = time_major<const T>(delta);
+    in.z = time_major<const T>(z);
+    in.B = time_major<const T>(B);
+    in.C = time_major<const T>(C);
+    in.B_stride_g = B.stride(2);
+    in.C_stride_g = C.stride(2);
+    in.A_tiles = A_tiles.data_ptr<T>();
+    in.D = pointer<const T>(D);
+    in.delta_bias = pointer<const T>(delta_bias);
+    in.delta_softplus = from.delta_softplus;
+    in.reset = time_major<const bool>(from.reset);
+  }
+};
+
+/// Runs kernel(params, begin, end, scratch) over all items; a thread takes at least 64k state
+/// updates.
+template <typename T, typename Params>
+void spread(void (*kernel)(const Params&, int64_t, int64_t, T*), const Params& params,
+            int64_t items, int64_t scratch_size) {
+  const auto& size = params.in.size;
+  const int64_t work = size.B * size.tiles * kScanLanes<T> * size.N * std::max<int64_t>(size.T, 1);
+  const int64_t grain = std::max<int64_t>(1, items * 65536 / std::max<int64_t>(work, 1));
+  at::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
+    const auto scratch = at::empty({scratch_size}, c10::CppTypeToScalarType<T>::value);
+    kernel(params, begin, end, scratch.template data_ptr<T>());
+  });
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor> forward(const SelectiveScanTensors& tensors, bool keep) {
+  const Prepared<T> prepared(tensors);
+  const auto& size = prepared.in.size;
+  const auto options = prepared.u.options();
+  const auto initial_state = contiguous(tensors.initial_state, prepared.u.scalar_type());
+  const auto y = at::empty({size.T, size.B, size.D}, options);
+  const auto last_state = at::empty({size.B, size.D, size.N}, options);
+  const auto checkpoints =
+      keep ? at::empty({size.chunks, size.B, size.tiles, size.N, kScanLanes<T>}, options)
+           : at::empty({0}, options);
+  const kernels::SelectiveScanFwd<T> params{
+      .in = prepared.in,
+      .initial_state = pointer<const T>(initial_state),
+      .y = time_major<T>(y),
+      .last_state = pointer<T>(last_state),
+      .checkpoints = keep ? pointer<T>(checkpoints) : nullptr,
+  };
+  spread<T>(kernels::selective_scan_fwd<T>, params, size.B * size.tiles,
+            kernels::selective_scan_fwd_scratch(size, kScanLanes<T>));
+  return {y.to(tensors.u.scalar_type()), last_state, checkpoints};
+}
+
+/// The sum over the first dimension, one after the other.
+Tensor sum_in_order(const Tensor& parts) {
+  auto sum = parts[0];
+  for (int64_t i = 1; i < parts.size(0); ++i) sum.add_(parts[i]);
+  return sum;
+}
+
+template <typename T>
+Tensor sum_rows(const ScanSizes& size, const Tensor& rows, int64_t inner, at::IntArrayRef shape) {
+  const auto sum = at::empty(shape, c10::CppTypeToScalarType<T>::value);
+  kernels::selective_scan_unpack(size, inner, rows.data_ptr<double>(), sum.data_ptr<T>());
+  return sum;
+}
+
+template <typename T>
+SelectiveScanGradients backward(const Tensor& dy, const Tensor& dlast_state,
+                                const SelectiveScanTensors& tensors, const Tensor& checkpoints) {
+  const Prepared<T> inputs(tensors);
+  const auto& size = inputs.in.size;
+  const auto options = inputs.u.options(), wide = options.dtype(at::kDouble);
+  const auto dout = prepared(dy, inputs.u.scalar_type());
+  const auto dlast = contiguous(dlast_state, inputs.u.scalar_type());
+  const auto du = at::empty({size.T, size.B, size.D}, options), ddelta = at::empty_like(du);
+  const auto dz = tensors.z.defined() ? at::empty_like(du) : Tensor();
+  const auto dB = at::empty({size.blocks_per_group, size.T, size.B, size.G, size.N}, options);
+  const auto dC = at::empty_like(dB);
+  const auto dA = at::zeros({size.row_tiles, size.tiles, size.N, kScanLanes<T>}, wide);
+  const auto dD = at::zeros({size.row_tiles, size.tiles, kScanLanes<T>}, wide);
+  const auto dbias = at::zeros_like(dD);
+  const auto dinitial_state = at::empty({size.B, size.D, size.N}, options);
+  const kernels::SelectiveScanBwd<T> params{
+      .in = inputs.in,
+      .checkpoints = pointer<const T>(checkpoints),
+      .dy = time_major<const T>(dout),
+      .dlast_state = pointer<const T>(dlast),
+      .du = time_major<T>(du),
+      .ddelta = time_major<T>(ddelta),
+      .dz = time_major<T>(dz),
+      .dB_blocks = pointer<T>(dB),
+      .dC_blocks = pointer<T>(dC),
+      .dA_rows = pointer<double>(dA),
+      .dD_rows = pointer<double>(dD),
+      .ddelta_bias_rows = pointer<double>(dbias),
+      .dinitial_state = pointer<T>(dinitial_state),
+  };
+  spread<T>(kernels::selective_scan_bwd<T>, params, size.row_tiles * size.G * size.blocks_per_group,
+            kernels::selective_scan_bwd_scratch(size, kScanLanes<T>));
+  const auto none = at::empty({0}, options);
+  const auto weight = [&](const Tensor& argument, const Tensor& rows) {
+    return argument.defined() ? sum_rows<T>(size, rows, 1, {size.D}) : none;
+  };
+  return {.u = du,
+          .delta = ddelta,
+          .A = sum_rows<T>(size, dA, size.N, {size.D, size.N}),
+          .B = sum_in_order(dB),
+          .C = sum_in_order(dC),
+          .D = weight(tensors.D, dD),
+          .z = dz.defined() ? dz : none,
+          .delta_bias = weight(tensors.delta_bias, dbias),
+          .initial_state = dinitial_state};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> selective_scan_fwd_cpu(const SelectiveScanTensors& in,
+                                                          bool keep_checkpoints) {
+  return state_dtype(in.u) == at::kDouble ? forward<double>(in, keep_checkpoints)
+                                          : forward<float>(in, keep_checkpoints);
+}
+
+SelectiveScanGradients selective_scan_bwd_cpu(const Tensor& dy, const Tensor& dlast_state,
+                                              const SelectiveScanTensors& in,
+                                              const Tensor& checkpoints) {
+  return state_dtype(in.u) == at::kDouble ? backward<double>(dy, dlast_state, in, checkpoints)
+                                          : backward<float>(dy, dlast_state, in, checkpoints);
+}
+
+}  // namespace retain
