@@ -64,27 +64,40 @@ TEST(SealedFile, ReturnsKindAndPayload) {
               HasSubstr("1 to 31"));
 }
 
+/// A file of a few bytes behind its header, so that each of them can be tried.
+std::string small_file(const TemporaryFolder& folder) {
+  write_sealed(folder / "small", "checkpoint", "a payload of a few bytes");
+  return read_bytes(folder / "small");
+}
+
+void expect_flip_refused(const TemporaryFolder& folder, std::string bytes, size_t i) {
+  bytes[i] = static_cast<char>(bytes[i] ^ (1 << (i % 8)));
+  const auto error = refusal(folder, bytes);
+  ASSERT_THAT(error, HasSubstr(i < kMagic.size() ? "it is not a retain file" : "it is damaged: "))
+      << i;
+  ASSERT_THAT(error, HasSubstr("cannot read \"" + (folder / "bad.h5") + "\": ")) << i;
+}
+
 TEST(SealedFile, RefusesEveryFlippedByte) {
   TemporaryFolder folder;
-  const auto good = checkpoint_bytes(folder);
-  for (size_t i = 0; i < good.size(); ++i) {
-    auto bytes = good;
-    bytes[i] = static_cast<char>(bytes[i] ^ (1 << (i % 8)));
-    const auto error = refusal(folder, bytes);
-    ASSERT_THAT(error, HasSubstr(i < kMagic.size() ? "it is not a retain file" : "it is damaged: "))
-        << i;
-    ASSERT_THAT(error, HasSubstr("cannot read \"" + (folder / "bad.h5") + "\": ")) << i;
-  }
+  const auto small = small_file(folder), checkpoint = checkpoint_bytes(folder);
+  for (size_t i = 0; i < small.size(); ++i) expect_flip_refused(folder, small, i);
+  for (size_t i = kHeaderSize; i < checkpoint.size(); i += 37)
+    expect_flip_refused(folder, checkpoint, i);
 }
 
 TEST(SealedFile, RefusesEveryTruncation) {
   TemporaryFolder folder;
-  const auto good = checkpoint_bytes(folder);
+  const auto small = small_file(folder), checkpoint = checkpoint_bytes(folder);
   EXPECT_THAT(refusal(folder, ""), EndsWith("bad.h5\": it is empty"));
-  for (size_t length = 1; length < good.size(); length += length < 600 ? 1 : 7) {
-    ASSERT_THAT(refusal(folder, good.substr(0, length)), HasSubstr("it is truncated: ")) << length;
+  for (size_t length = 1; length < small.size(); ++length) {
+    ASSERT_THAT(refusal(folder, small.substr(0, length)), HasSubstr("it is truncated: ")) << length;
   }
-  EXPECT_THAT(refusal(folder, good + "x"), HasSubstr("it is damaged: "));
+  for (size_t length = kHeaderSize; length < checkpoint.size(); length += 97) {
+    ASSERT_THAT(refusal(folder, checkpoint.substr(0, length)), HasSubstr("it is truncated: "))
+        << length;
+  }
+  EXPECT_THAT(refusal(folder, checkpoint + "x"), HasSubstr("it is damaged: "));
 }
 
 TEST(SealedFile, RefusesForeignFiles) {
