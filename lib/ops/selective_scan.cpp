@@ -4,6 +4,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <retain/kernels/selective_scan/selective_scan.h>
 #include <retain/lib/ops/checks.h>
+#include <retain/lib/ops/kernel_arguments.h>
 #include <retain/lib/ops/selective_scan_tensors.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -202,6 +203,7 @@ Outputs scan_autograd(SCAN_PARAMETERS) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_scan(SCAN_ARGUMENTS);
   }
+  if (has_kernels(u)) {
   if (u.device().is_cpu() || u.device().is_meta()) {
     const auto outputs = SelectiveScan::apply(SCAN_ARGUMENTS);
     return {outputs[0], outputs[1]};
