@@ -10,8 +10,8 @@
 // No pointer is owned or kept: all of them need to live only as long as the call. The calls work on
 // a range of independent items in one thread, and no result depends on how the items are spread.
 
-
 #include <retain/kernels/common/time_major.h>
+
 #include <cstdint>
 
 namespace retain::kernels {
@@ -24,18 +24,6 @@ inline constexpr int64_t kScanTiles =
 template <typename T>
 inline constexpr int64_t kScanLanes = 64 / static_cast<int64_t>(sizeof(T));
 
-
-    return data + t * stride_t + b * stride_b;
-  T* data = nullptr;  ///< nullptr where the argument is absent
-  [[gnu::always_inline]] T* at(int64_t t, int64_t b) const {
-  int64_t stride_b = 0;
-  int64_t stride_t = 0;
-  }
-/// An array [T, B, …] whose innermost dimension is contiguous; strides count elements, 0 is
-/// allowed.
-struct TimeMajor {
-template <typename T>
-};
 /// Sizes of one call, and of its tiles.
 struct ScanSizes {
   int64_t T = 0;  ///< time steps

@@ -204,7 +204,6 @@ Outputs scan_autograd(SCAN_PARAMETERS) {
     return call_scan(SCAN_ARGUMENTS);
   }
   if (has_kernels(u)) {
-  if (u.device().is_cpu() || u.device().is_meta()) {
     const auto outputs = SelectiveScan::apply(SCAN_ARGUMENTS);
     return {outputs[0], outputs[1]};
   }

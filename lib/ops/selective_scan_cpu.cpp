@@ -1,5 +1,4 @@
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <retain/kernels/selective_scan/selective_scan.h>
 #include <retain/lib/ops/checks.h>
 #include <retain/lib/ops/kernel_arguments.h>
@@ -13,75 +12,37 @@ namespace {
 using kernels::kScanLanes;
 using kernels::ScanSizes;
 
-  const auto cast = tensor.to(dtype);
-  if (!tensor.defined()) return tensor;
-  if (!tensor.defined()) return {};
-  return cast.size(-1) == 1 || cast.stride(-1) == 1 ? cast : cast.contiguous();
-  return tensor.defined() ? tensor.data_ptr<std::remove_const_t<T>>() : nullptr;
-  return tensor.defined() ? tensor.to(dtype).contiguous() : tensor;
-  return {tensor.data_ptr<Element>(), tensor.stride(0), tensor.stride(1)};
-  using Element = std::remove_const_t<T>;
-/// In the type of the state, the innermost dimension contiguous; nothing is copied that already is
-/// so.
-T* pointer(const Tensor& tensor) {
-Tensor contiguous(const Tensor& tensor, at::ScalarType dtype) {
-Tensor prepared(const Tensor& tensor, at::ScalarType dtype) {
-TimeMajor<T> time_major(const Tensor& tensor) {
-template <typename T>
-using kernels::SelectiveScanInputs;
-using kernels::TimeMajor;
-}
-
 /// The kernel's view of the arguments, and the tensors that it points into.
 template <typename T>
 struct Prepared {
   Tensor u, delta, z, B, C, D, delta_bias, A_tiles;
+  kernels::SelectiveScanInputs<T> in;
 
-                                 A_tiles.data_ptr<T>());
-    A_tiles = at::empty({in.size.tiles, in.size.N, kScanLanes<T>}, u.options());
-    B = prepared(from.B, dtype);
-    B = with_dense_rows(from.B, dtype);
-    C = prepared(from.C, dtype);
-    C = with_dense_rows(from.C, dtype);
-    D = contiguous(from.D, dtype);
-    D = dense(from.D, dtype);
-    const auto A = dense(from.A, dtype);
+  explicit Prepared(const SelectiveScanTensors& from) {
     const auto dtype = c10::CppTypeToScalarType<T>::value;
-    delta = prepared(from.delta, dtype);
+    u = with_dense_rows(from.u, dtype);
     delta = with_dense_rows(from.delta, dtype);
-    delta_bias = contiguous(from.delta_bias, dtype);
+    z = with_dense_rows(from.z, dtype);
+    B = with_dense_rows(from.B, dtype);
+    C = with_dense_rows(from.C, dtype);
+    D = dense(from.D, dtype);
     delta_bias = dense(from.delta_bias, dtype);
-    in.A_tiles = A_tiles.data_ptr<T>();
-    in.A_tiles = pointer<T>(A_tiles);
-    in.B = time_major<T>(B);
-    in.B = time_major<const T>(B);
-    in.B_stride_g = B.stride(2);
-    in.C = time_major<T>(C);
-    in.C = time_major<const T>(C);
-    in.C_stride_g = C.stride(2);
-    in.D = pointer<T>(D);
-    in.D = pointer<const T>(D);
+    in.size = kernels::scan_sizes<T>(u.size(0), u.size(1), u.size(2), from.A.size(1), B.size(2));
+    const auto A = dense(from.A, dtype);
+    A_tiles = at::empty({in.size.tiles, in.size.N, kScanLanes<T>}, u.options());
+    kernels::selective_scan_pack(in.size, pointer<T>(A), mutable_pointer<T>(A_tiles));
+    in.u = time_major<T>(u);
     in.delta = time_major<T>(delta);
-    in.delta = time_major<const T>(delta);
+    in.z = time_major<T>(z);
+    in.B = time_major<T>(B);
+    in.C = time_major<T>(C);
+    in.B_stride_g = B.stride(2);
+    in.C_stride_g = C.stride(2);
+    in.A_tiles = pointer<T>(A_tiles);
+    in.D = pointer<T>(D);
     in.delta_bias = pointer<T>(delta_bias);
-    in.delta_bias = pointer<const T>(delta_bias);
     in.delta_softplus = from.delta_softplus;
     in.reset = time_major<bool>(from.reset);
-    in.reset = time_major<const bool>(from.reset);
-    in.size = kernels::scan_sizes<T>(u.size(0), u.size(1), u.size(2), from.A.size(1), B.size(2));
-    in.u = time_major<T>(u);
-    in.u = time_major<const T>(u);
-    in.z = time_major<T>(z);
-    in.z = time_major<const T>(z);
-    kernels::selective_scan_pack(in.size, contiguous(from.A, dtype).template data_ptr<T>(),
-    kernels::selective_scan_pack(in.size, pointer<T>(A), mutable_pointer<T>(A_tiles));
-    u = prepared(from.u, dtype);
-    u = with_dense_rows(from.u, dtype);
-    z = prepared(from.z, dtype);
-    z = with_dense_rows(from.z, dtype);
-  SelectiveScanInputs<T> in;
-  explicit Prepared(const SelectiveScanTensors& from) {
-  kernels::SelectiveScanInputs<T> in;
   }
 };
 
@@ -95,9 +56,7 @@ void spread(void (*kernel)(const Params&, int64_t, int64_t, T*), const Params& p
   const int64_t grain = std::max<int64_t>(1, items * 65536 / std::max<int64_t>(work, 1));
   at::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
     const Tensor scratch = at::empty({scratch_size}, c10::CppTypeToScalarType<T>::value);
-    const auto scratch = at::empty({scratch_size}, c10::CppTypeToScalarType<T>::value);
     kernel(params, begin, end, mutable_pointer<T>(scratch));
-    kernel(params, begin, end, scratch.template data_ptr<T>());
   });
 }
 
@@ -106,7 +65,6 @@ std::tuple<Tensor, Tensor, Tensor> forward(const SelectiveScanTensors& tensors, 
   const Prepared<T> prepared(tensors);
   const auto& size = prepared.in.size;
   const auto options = prepared.u.options();
-  const auto initial_state = contiguous(tensors.initial_state, prepared.u.scalar_type());
   const auto initial_state = dense(tensors.initial_state, prepared.u.scalar_type());
   const auto y = at::empty({size.T, size.B, size.D}, options);
   const auto last_state = at::empty({size.B, size.D, size.N}, options);
@@ -115,14 +73,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(const SelectiveScanTensors& tensors, 
            : at::empty({0}, options);
   const kernels::SelectiveScanFwd<T> params{
       .in = prepared.in,
-      .checkpoints = keep ? mutable_pointer<T>(checkpoints) : nullptr,
-      .checkpoints = keep ? pointer<T>(checkpoints) : nullptr,
       .initial_state = pointer<T>(initial_state),
-      .initial_state = pointer<const T>(initial_state),
-      .last_state = mutable_pointer<T>(last_state),
-      .last_state = pointer<T>(last_state),
       .y = mutable_time_major<T>(y),
-      .y = time_major<T>(y),
+      .last_state = mutable_pointer<T>(last_state),
+      .checkpoints = keep ? mutable_pointer<T>(checkpoints) : nullptr,
   };
   spread<T>(kernels::selective_scan_fwd<T>, params, size.B * size.tiles,
             kernels::selective_scan_fwd_scratch(size, kScanLanes<T>));
@@ -139,9 +93,7 @@ Tensor sum_in_order(const Tensor& parts) {
 template <typename T>
 Tensor sum_rows(const ScanSizes& size, const Tensor& rows, int64_t inner, at::IntArrayRef shape) {
   const Tensor sum = at::empty(shape, c10::CppTypeToScalarType<T>::value);
-  const auto sum = at::empty(shape, c10::CppTypeToScalarType<T>::value);
   kernels::selective_scan_unpack(size, inner, pointer<double>(rows), mutable_pointer<T>(sum));
-  kernels::selective_scan_unpack(size, inner, rows.data_ptr<double>(), sum.data_ptr<T>());
   return sum;
 }
 
@@ -151,10 +103,8 @@ SelectiveScanGradients backward(const Tensor& dy, const Tensor& dlast_state,
   const Prepared<T> inputs(tensors);
   const auto& size = inputs.in.size;
   const auto options = inputs.u.options(), wide = options.dtype(at::kDouble);
-  const auto dlast = contiguous(dlast_state, inputs.u.scalar_type());
-  const auto dlast = dense(dlast_state, inputs.u.scalar_type());
-  const auto dout = prepared(dy, inputs.u.scalar_type());
   const auto dout = with_dense_rows(dy, inputs.u.scalar_type());
+  const auto dlast = dense(dlast_state, inputs.u.scalar_type());
   const auto du = at::empty({size.T, size.B, size.D}, options), ddelta = at::empty_like(du);
   const auto dz = tensors.z.defined() ? at::empty_like(du) : Tensor();
   const auto dB = at::empty({size.blocks_per_group, size.T, size.B, size.G, size.N}, options);
@@ -166,29 +116,17 @@ SelectiveScanGradients backward(const Tensor& dy, const Tensor& dlast_state,
   const kernels::SelectiveScanBwd<T> params{
       .in = inputs.in,
       .checkpoints = pointer<T>(checkpoints),
-      .checkpoints = pointer<const T>(checkpoints),
-      .dA_rows = mutable_pointer<double>(dA),
-      .dA_rows = pointer<double>(dA),
-      .dB_blocks = mutable_pointer<T>(dB),
-      .dB_blocks = pointer<T>(dB),
-      .dC_blocks = mutable_pointer<T>(dC),
-      .dC_blocks = pointer<T>(dC),
-      .dD_rows = mutable_pointer<double>(dD),
-      .dD_rows = pointer<double>(dD),
-      .ddelta = mutable_time_major<T>(ddelta),
-      .ddelta = time_major<T>(ddelta),
-      .ddelta_bias_rows = mutable_pointer<double>(dbias),
-      .ddelta_bias_rows = pointer<double>(dbias),
-      .dinitial_state = mutable_pointer<T>(dinitial_state),
-      .dinitial_state = pointer<T>(dinitial_state),
-      .dlast_state = pointer<T>(dlast),
-      .dlast_state = pointer<const T>(dlast),
-      .du = mutable_time_major<T>(du),
-      .du = time_major<T>(du),
       .dy = time_major<T>(dout),
-      .dy = time_major<const T>(dout),
+      .dlast_state = pointer<T>(dlast),
+      .du = mutable_time_major<T>(du),
+      .ddelta = mutable_time_major<T>(ddelta),
       .dz = dz.defined() ? mutable_time_major<T>(dz) : kernels::TimeMajor<T>{},
-      .dz = time_major<T>(dz),
+      .dB_blocks = mutable_pointer<T>(dB),
+      .dC_blocks = mutable_pointer<T>(dC),
+      .dA_rows = mutable_pointer<double>(dA),
+      .dD_rows = mutable_pointer<double>(dD),
+      .ddelta_bias_rows = mutable_pointer<double>(dbias),
+      .dinitial_state = mutable_pointer<T>(dinitial_state),
   };
   spread<T>(kernels::selective_scan_bwd<T>, params, size.row_tiles * size.G * size.blocks_per_group,
             kernels::selective_scan_bwd_scratch(size, kScanLanes<T>));
