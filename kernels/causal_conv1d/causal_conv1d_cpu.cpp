@@ -1,7 +1,8 @@
 // One block of channels of one batch row is swept over time; the vector runs over channels. A step
 // reads its K inputs where they lie, in x or in the initial state, and skips those on the far side
 // of a reset, so that nothing beyond it is ever multiplied. The backward recomputes the sum under
-// the silu.
+// the silu; where dy is 0 it adds exactly 0, so that a step that the loss does not see leaves no
+// NaN in the weights' gradients.
 
 #include <retain/kernels/causal_conv1d/causal_conv1d.h>
 #include <retain/kernels/common/vector_math.h>
@@ -91,15 +92,16 @@ RETAIN_INLINE void load_dsum(const CausalConv1dBwd<T>& p, const Window<T>& windo
   weighted_sum(window, t, dsum);
   for (int64_t c = 0; c < window.width; ++c) {
     const T gate = sigmoid(dsum[c]);
-    dsum[c] = dy[c] * gate * (T(1) + dsum[c] * (T(1) - gate));
+    const T slope = gate * (T(1) + dsum[c] * (T(1) - gate));
+    dsum[c] = dy[c] == T(0) ? T(0) : dy[c] * slope;
   }
 }
 
-/// sum += a ⊙ b
+/// sum += a ⊙ b, where 0 times anything is 0.
 template <typename T>
 RETAIN_INLINE void add_product(int64_t width, const T* __restrict a, const T* __restrict b,
                                T* __restrict sum) {
-  for (int64_t c = 0; c < width; ++c) sum[c] += a[c] * b[c];
+  for (int64_t c = 0; c < width; ++c) sum[c] += a[c] == T(0) ? T(0) : a[c] * b[c];
 }
 
 template <typename T>

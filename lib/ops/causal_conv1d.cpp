@@ -4,6 +4,7 @@
 #include <retain/lib/ops/causal_conv1d.h>
 #include <retain/lib/ops/checks.h>
 #include <retain/lib/ops/kernel_arguments.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -258,6 +259,9 @@ TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) {
   m.impl("causal_conv1d", causal_conv1d_reference);
 }
 
-TORCH_LIBRARY_IMPL(retain, Autograd, m) { m.impl("causal_conv1d", causal_conv1d_autograd); }
+TORCH_LIBRARY_IMPL(retain, Autograd, m) {
+  m.impl("causal_conv1d", causal_conv1d_autograd);
+  m.impl("causal_conv1d_bwd", torch::autograd::autogradNotImplementedFallback());
+}
 
 }  // namespace retain

@@ -4,6 +4,7 @@
 #include <retain/lib/ops/checks.h>
 #include <retain/lib/ops/kernel_arguments.h>
 #include <retain/lib/ops/rms_norm.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -179,6 +180,9 @@ TORCH_LIBRARY_IMPL(retain, Meta, m) {
 
 TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) { m.impl("rms_norm", rms_norm_reference); }
 
-TORCH_LIBRARY_IMPL(retain, Autograd, m) { m.impl("rms_norm", rms_norm_autograd); }
+TORCH_LIBRARY_IMPL(retain, Autograd, m) {
+  m.impl("rms_norm", rms_norm_autograd);
+  m.impl("rms_norm_bwd", torch::autograd::autogradNotImplementedFallback());
+}
 
 }  // namespace retain
