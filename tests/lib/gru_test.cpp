@@ -310,6 +310,16 @@ TEST(Gru, EmptySequencesAndBatchesWork) {
   }
 }
 
+TEST(Gru, SecondDerivativesAreRefused) {
+  auto in = to(inputs_of({3, 2, 4, 5}), at::kFloat);
+  in[0].requires_grad_();
+  const auto y = std::get<0>(gru(in[0], in[1], in[2], in[3], in[4]));
+  const auto first = torch::autograd::grad({y.square().sum()}, {in[0]}, {}, /*retain_graph=*/true,
+                                           /*create_graph=*/true);
+  EXPECT_THAT(error_of([&] { torch::autograd::grad({first[0].sum()}, {in[0]}); }),
+              HasSubstr("not implemented"));
+}
+
 TEST(Gru, BadInputNamesTheArgument) {
   const Problem p{3, 2, 4, 5};
   const auto in = to(inputs_of(p), at::kFloat);

@@ -1,0 +1,369 @@
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <retain/lib/ops/causal_conv1d.h>
+
+#include <cmath>
+#include <limits>
+
+#include "support/files.h"
+#include "support/gradcheck.h"
+#include "support/op_checks.h"
+
+namespace retain {
+namespace {
+
+using ::testing::HasSubstr;
+using namespace testing;
+
+/// Sizes and which optional arguments are there.
+struct Problem {
+  int64_t T, B, D, K;
+  bool bias = true, silu = true, initial_state = true, reset = true;
+};
+
+/// x, weight, then the optional arguments that are there.
+Tensors inputs_of(const Problem& p) {
+  Tensors inputs = {randn({p.T, p.B, p.D}, 1, at::kDouble), randn({p.D, p.K}, 2, at::kDouble)};
+  if (p.bias) inputs.push_back(randn({p.D}, 3, at::kDouble));
+  if (p.initial_state) inputs.push_back(randn({p.B, p.K - 1, p.D}, 4, at::kDouble));
+  return inputs;
+}
+
+at::Tensor reset_of(const Problem& p) {
+  return p.reset ? random_mask({p.T, p.B}, 0.3, 77) : at::Tensor();
+}
+
+template <typename Function>
+Op op_of(const Function& function, const Problem& p, const at::Tensor& reset) {
+  return [=](const Tensors& inputs) -> Tensors {
+    const auto [y, last_state] =
+        function(inputs[0], inputs[1], p.bias ? inputs[2] : at::Tensor(), p.silu,
+                 p.initial_state ? inputs.back() : at::Tensor(), reset);
+    return {y, last_state};
+  };
+}
+
+Op kernel(const Problem& p) { return op_of(causal_conv1d, p, reset_of(p)); }
+Op reference(const Problem& p) { return op_of(causal_conv1d_reference, p, reset_of(p)); }
+
+/// The problem with every optional argument, without each one, and with none.
+std::vector<Problem> variants(const Problem& whole) {
+  std::vector<Problem> problems(6, whole);
+  problems[1].bias = false;
+  problems[2].silu = false;
+  problems[3].initial_state = false;
+  problems[4].reset = false;
+  problems[5] = {whole.T, whole.B, whole.D, whole.K, false, false, false, false};
+  return problems;
+}
+
+TEST(CausalConv1d, ReferenceIsTheNaiveLoop) {
+  for (const auto& p : variants({7, 3, 2, 4})) {
+    const auto in = inputs_of(p);
+    const auto reset = reset_of(p);
+    auto y = at::zeros({p.T, p.B, p.D}, at::kDouble);
+    auto last = at::zeros({p.B, p.K - 1, p.D}, at::kDouble);
+    // The input at time s as time t sees it.
+    const auto seen = [&](int64_t s, int64_t t, int64_t b, int64_t d) {
+      for (int64_t r = std::max<int64_t>(s + 1, 0); r <= t; ++r)
+        if (p.reset && reset[r][b].item<bool>()) return 0.0;
+      if (s >= 0) return in[0][s][b][d].item<double>();
+      return p.initial_state ? in.back()[b][p.K - 1 + s][d].item<double>() : 0.0;
+    };
+    for (int64_t b = 0; b < p.B; ++b) {
+      for (int64_t d = 0; d < p.D; ++d) {
+        for (int64_t t = 0; t < p.T; ++t) {
+          double sum = p.bias ? in[2][d].item<double>() : 0;
+          for (int64_t k = 0; k < p.K; ++k)
+            sum += in[1][d][k].item<double>() * seen(t - (p.K - 1) + k, t, b, d);
+          y[t][b][d] = p.silu ? sum / (1 + std::exp(-sum)) : sum;
+        }
+        for (int64_t k = 0; k < p.K - 1; ++k)
+          last[b][k][d] = seen(p.T - (p.K - 1) + k, p.T - 1, b, d);
+      }
+    }
+    expect_close(reference(p)(in), {y, last}, 1e-14);
+  }
+}
+
+TEST(CausalConv1d, AgreesWithLibTorchsConvolution) {
+  const Problem p{9, 3, 5, 4, true, false, false, false};
+  const Op theirs = [&](const Tensors& in) -> Tensors {
+    const auto y = at::conv1d(in[0].permute({1, 2, 0}), in[1].unsqueeze(1), in[2], /*stride=*/1,
+                              /*padding=*/p.K - 1, /*dilation=*/1, /*groups=*/p.D);
+    return {y.narrow(2, 0, p.T).permute({2, 0, 1}), in[0].slice(0, p.T - p.K + 1).transpose(0, 1)};
+  };
+  expect_matches_reference(kernel(p), theirs, inputs_of(p), at::kDouble, 1e-14, 1e-13);
+}
+
+TEST(CausalConv1d, KernelAgreesWithReference) {
+  for (const auto& [T, B, D, K] : std::vector<std::array<int64_t, 4>>{{1, 1, 1, 4},
+                                                                      {1, 17, 8, 2},
+                                                                      {2, 3, 67, 4},
+                                                                      {33, 1, 5, 1},
+                                                                      {33, 9, 130, 3},
+                                                                      {129, 2, 64, 4},
+                                                                      {300, 2, 3, 9}}) {
+    for (const auto& p : variants({T, B, D, K})) {
+      SCOPED_TRACE(::testing::Message() << T << " " << B << " " << D << " " << K);
+      expect_matches_reference(kernel(p), reference(p), inputs_of(p), at::kFloat, 1e-6, 1e-5);
+      expect_matches_reference(kernel(p), reference(p), inputs_of(p), at::kDouble, 1e-14, 1e-13);
+    }
+  }
+}
+
+TEST(CausalConv1d, HalfTypesKeepTheirPrecision) {
+  const Problem p{17, 5, 20, 4};
+  expect_matches_reference(kernel(p), reference(p), inputs_of(p), at::kBFloat16, 5e-3, 5e-3);
+  expect_matches_reference(kernel(p), reference(p), inputs_of(p), at::kHalf, 1e-3, 1e-3);
+  const auto outputs = kernel(p)(to(inputs_of(p), at::kBFloat16));
+  EXPECT_EQ(outputs[0].scalar_type(), at::kBFloat16);
+  EXPECT_EQ(outputs[1].scalar_type(), at::kFloat);
+}
+
+TEST(CausalConv1d, GradientsAreTheDifferences) {
+  for (const auto& p : variants({5, 2, 3, 4})) {
+    expect_gradcheck(kernel(p), inputs_of(p));
+    expect_gradcheck(reference(p), inputs_of(p));
+  }
+}
+
+TEST(CausalConv1d, GradientsFlowThroughEitherOutputAlone) {
+  const Problem p{2, 2, 3, 4};  // shorter than the state, so that the initial one comes out again
+  auto without_reset = p;
+  without_reset.reset = false;
+  for (const size_t output : {0, 1}) {
+    for (const auto& problem : {p, without_reset}) {
+      auto in = inputs_of(problem);
+      const Op alone = [&](const Tensors& values) -> Tensors {
+        auto used = in;
+        used[0] = values[0];
+        used[3] = values[1];
+        return {kernel(problem)(used)[output]};
+      };
+      expect_gradcheck(alone, {in[0], in[3]});
+    }
+  }
+}
+
+TEST(CausalConv1d, SequenceIsItsStepsBitForBit) {
+  for (const int64_t K : {1, 2, 4, 7}) {
+    const Problem p{11, 5, 70, K};
+    const auto in = to(inputs_of(p), at::kFloat);
+    const auto reset = reset_of(p);
+    const auto whole = kernel(p)(in);
+    auto state = in[3];
+    for (int64_t t = 0; t < p.T; ++t) {
+      auto [y, next] =
+          causal_conv1d(in[0].narrow(0, t, 1), in[1], in[2], true, state, reset.narrow(0, t, 1));
+      expect_bit_equal(y[0], whole[0][t]);
+      state = next;
+    }
+    expect_bit_equal(state, whole[1]);
+  }
+}
+
+TEST(CausalConv1d, CutAnywhereAndCarryTheState) {
+  const Problem p{8, 5, 10, 4};
+  const auto in = to(inputs_of(p), at::kFloat);
+  const auto reset = reset_of(p);
+  const auto whole = kernel(p)(in);
+  for (int64_t cut = 0; cut <= p.T; ++cut) {
+    const auto part = [&](int64_t begin, int64_t end, const at::Tensor& state) {
+      return causal_conv1d(in[0].slice(0, begin, end), in[1], in[2], true, state,
+                           reset.slice(0, begin, end));
+    };
+    const auto [first, middle] = part(0, cut, in[3]);
+    const auto [second, last] = part(cut, p.T, middle);
+    expect_bit_equal({at::cat({first, second}), last}, whole);
+  }
+}
+
+TEST(CausalConv1d, ShortSequenceShiftsTheOldStateIn) {
+  const auto x = randn({2, 3, 5}, 1), weight = randn({5, 6}, 2), state = randn({3, 5, 5}, 3);
+  const auto last = std::get<1>(causal_conv1d(x, weight, {}, false, state));
+  expect_bit_equal(last, at::cat({state.slice(1, 2), x.transpose(0, 1)}, 1));
+}
+
+TEST(CausalConv1d, ResetEqualsFreshState) {
+  const Problem p{9, 4, 10, 4};
+  const auto in = to(inputs_of(p), at::kFloat);
+  for (const int64_t t : {0, 1, 4, 7, 8}) {
+    auto reset = at::zeros({p.T, p.B}, at::kBool);
+    reset[t].fill_(true);
+    const auto [y, last] = causal_conv1d(in[0], in[1], in[2], true, in[3], reset);
+    const auto [fresh_y, fresh_last] = causal_conv1d(in[0].slice(0, t), in[1], in[2], true);
+    expect_bit_equal({y.slice(0, t), last}, {fresh_y, fresh_last});
+  }
+}
+
+TEST(CausalConv1d, ResetCutsGradients) {
+  const Problem p{6, 2, 5, 4};
+  auto in = to(inputs_of(p), at::kFloat);
+  for (auto& input : in) input.requires_grad_();
+  auto reset = at::zeros({p.T, p.B}, at::kBool);
+  reset[2].fill_(true);
+  const auto [y, last] = causal_conv1d(in[0], in[1], in[2], true, in[3], reset);
+  const auto gradients = torch::autograd::grad({y.slice(0, 2).sum() + last.sum()}, {in[0], in[3]});
+  EXPECT_TRUE((gradients[0].slice(0, 0, 2) == 0).all().item<bool>());
+  EXPECT_TRUE((gradients[1] == 0).all().item<bool>());
+  EXPECT_TRUE((gradients[0].slice(0, 2) != 0).all().item<bool>());
+}
+
+TEST(CausalConv1d, RowAloneEqualsRowInBatch) {
+  const Problem p{7, 19, 13, 4};
+  const auto in = to(inputs_of(p), at::kFloat);
+  const auto reset = reset_of(p);
+  const auto weights = randn({p.T, p.B, p.D}, 9);
+  const auto run = [&](int64_t begin, int64_t count) {
+    const auto x = in[0].narrow(1, begin, count).detach().requires_grad_();
+    const auto state = in[3].narrow(0, begin, count).detach().requires_grad_();
+    const auto [y, last] =
+        causal_conv1d(x, in[1], in[2], true, state, reset.narrow(1, begin, count));
+    const auto gradients =
+        torch::autograd::grad({y}, {x, state}, {weights.narrow(1, begin, count)});
+    return Tensors{y.detach(), last.detach().transpose(0, 1), gradients[0],
+                   gradients[1].transpose(0, 1)};
+  };
+  const auto batch = run(0, p.B);
+  for (const int64_t b : {0, 3, 7, 8, 18}) {
+    const auto alone = run(b, 1);
+    for (size_t i = 0; i < batch.size(); ++i) {
+      expect_bit_equal(batch[i].narrow(1, b, 1).contiguous(), alone[i].contiguous());
+    }
+  }
+}
+
+TEST(CausalConv1d, ThreadsDoNotChangeAnyBit) {
+  const Problem p{65, 161, 77, 4};
+  expect_same_with_any_threads(kernel(p), to(inputs_of(p), at::kFloat));
+}
+
+TEST(CausalConv1d, NaNBeforeAResetReachesNothingAfterIt) {
+  const Problem p{7, 3, 9, 4};
+  const auto clean = to(inputs_of(p), at::kFloat);
+  auto reset = at::zeros({p.T, p.B}, at::kBool);
+  reset[3].fill_(true);
+  for (const bool silu : {false, true}) {
+    const auto run = [&](const Tensors& values) {
+      Tensors in;
+      for (const auto& value : values) in.push_back(value.detach().clone().requires_grad_());
+      const auto [y, last] = causal_conv1d(in[0], in[1], in[2], silu, in[3], reset);
+      const auto seen = Tensors{y.slice(0, 3), last};
+      auto results = torch::autograd::grad(seen, in, {at::ones_like(seen[0]), at::ones_like(last)});
+      for (const auto& output : seen) results.push_back(output.detach());
+      return results;
+    };
+    auto poisoned = clean;
+    poisoned[0] = clean[0].clone();
+    poisoned[0].slice(0, 0, 3).fill_(std::numeric_limits<double>::quiet_NaN());
+    poisoned[0][1][2].fill_(std::numeric_limits<double>::infinity());
+    poisoned[3] = at::full_like(clean[3], std::numeric_limits<double>::quiet_NaN());
+    expect_bit_equal(run(poisoned), run(clean));
+  }
+}
+
+TEST(CausalConv1d, ReadsStridedViews) {
+  const Problem p{6, 5, 12, 4};
+  const auto in = to(inputs_of(p), at::kFloat);
+  const auto expected = differentiate(kernel(p), in);
+  const auto wide = at::cat({in[0], in[0]}, -1);
+  const Tensors views = {in[0].transpose(0, 1).contiguous().transpose(0, 1), wide.narrow(2, 12, 12),
+                         in[0].permute({2, 0, 1}).contiguous().permute({1, 2, 0})};
+  for (const auto& view : views) {
+    ASSERT_FALSE(view.is_contiguous());
+    auto with_view = in;
+    with_view[0] = view;
+    const auto got = differentiate(kernel(p), with_view);
+    expect_bit_equal(got.outputs, expected.outputs);
+    expect_bit_equal(got.gradients, expected.gradients);
+  }
+  const auto reset = reset_of(p).t().contiguous().t();
+  const auto state = in[3].transpose(0, 1).contiguous().transpose(0, 1);
+  const auto [y, last] =
+      causal_conv1d(in[0], in[1].t().contiguous().t(), in[2], true, state, reset);
+  expect_bit_equal({y, last}, expected.outputs);
+  const auto step = in[0].narrow(0, 0, 1);
+  expect_bit_equal(std::get<0>(causal_conv1d(step.expand({3, p.B, p.D}), in[1])),
+                   std::get<0>(causal_conv1d(step.repeat({3, 1, 1}), in[1])));
+}
+
+TEST(CausalConv1d, EmptySequencesAndBatchesWork) {
+  for (const auto& [T, B] : std::vector<std::pair<int64_t, int64_t>>{{0, 3}, {4, 0}, {0, 0}}) {
+    for (const auto& p : variants({T, B, 5, 4})) {
+      const auto in = to(inputs_of(p), at::kFloat);
+      const auto got = differentiate(kernel(p), in);
+      EXPECT_EQ(got.outputs[0].sizes(), (std::vector<int64_t>{T, B, 5}));
+      const auto start = p.initial_state ? in.back() : at::zeros({B, 3, 5});
+      if (T == 0) expect_bit_equal(got.outputs[1], start);
+      EXPECT_TRUE((got.gradients[1] == 0).all().item<bool>());
+    }
+  }
+}
+
+TEST(CausalConv1d, SecondDerivativesAreRefused) {
+  const auto x = randn({3, 2, 4}, 1).requires_grad_(), weight = randn({4, 2}, 2).requires_grad_();
+  const auto y = std::get<0>(causal_conv1d(x, weight));
+  const auto first = torch::autograd::grad({y.square().sum()}, {x}, {}, /*retain_graph=*/true,
+                                           /*create_graph=*/true);
+  EXPECT_THAT(error_of([&] { torch::autograd::grad({first[0].sum()}, {x}); }),
+              HasSubstr("not implemented"));
+}
+
+TEST(CausalConv1d, BadInputNamesTheArgument) {
+  const Problem p{3, 2, 5, 4};
+  const auto in = to(inputs_of(p), at::kFloat);
+  const auto reset = reset_of(p);
+  const auto fails = [&](size_t index, const at::Tensor& value) {
+    auto bad = in;
+    bad.push_back(reset);
+    bad[index] = value;
+    return error_of([&] { causal_conv1d(bad[0], bad[1], bad[2], true, bad[3], bad[4]); });
+  };
+  EXPECT_THAT(fails(0, in[0][0]),
+              HasSubstr("causal_conv1d: x must be [T, B, d_inner], got [2, 5]"));
+  EXPECT_THAT(fails(0, in[0].to(at::kInt)), HasSubstr("causal_conv1d: x must be float"));
+  EXPECT_THAT(fails(0, at::Tensor()), HasSubstr("causal_conv1d: x must be a tensor"));
+  EXPECT_THAT(fails(1, at::zeros({6, 4})),
+              HasSubstr("causal_conv1d: weight must be [d_inner, d_conv] = [5, 4], got [6, 4]"));
+  EXPECT_THAT(fails(1, at::zeros({5, 0})),
+              HasSubstr("causal_conv1d: weight must have at least one tap"));
+  EXPECT_THAT(fails(1, at::zeros({5, 4}, at::kDouble)),
+              HasSubstr("causal_conv1d: weight must have the dtype"));
+  EXPECT_THAT(fails(2, at::zeros({4})),
+              HasSubstr("causal_conv1d: bias must be [d_inner] = [5], got [4]"));
+  EXPECT_THAT(fails(3, at::zeros({2, 4, 5})),
+              HasSubstr("causal_conv1d: initial_state must be [B, d_conv - 1, d_inner] = "
+                        "[2, 3, 5], got [2, 4, 5]"));
+  EXPECT_THAT(fails(3, at::zeros({2, 3, 5}, at::kMeta)),
+              HasSubstr("causal_conv1d: initial_state must be on"));
+  EXPECT_THAT(fails(4, at::zeros({2, 3}, at::kBool)),
+              HasSubstr("causal_conv1d: reset must be [T, B] = [3, 2], got [2, 3]"));
+  EXPECT_THAT(fails(4, at::zeros({3, 2})), HasSubstr("causal_conv1d: reset must be bool"));
+}
+
+TEST(CausalConv1d, MetaTensorsGiveTheShapes) {
+  const Problem p{6, 3, 10, 4};
+  auto in = to(inputs_of(p), at::kFloat);
+  const auto real = differentiate(kernel(p), in);
+  for (auto& input : in) input = input.to(at::kMeta);
+  const auto meta = differentiate(op_of(causal_conv1d, p, reset_of(p).to(at::kMeta)), in);
+  for (size_t i = 0; i < 2; ++i) EXPECT_EQ(meta.outputs[i].sizes(), real.outputs[i].sizes());
+  for (size_t i = 0; i < in.size(); ++i)
+    EXPECT_EQ(meta.gradients[i].sizes(), real.gradients[i].sizes());
+}
+
+TEST(CausalConv1d, AnyOtherDeviceRunsTheReference) {
+  const Problem p{4, 3, 5, 4};
+  const auto in = inputs_of(p);
+  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("retain::causal_conv1d", "");
+  for (const auto key : {c10::DispatchKey::CUDA, c10::DispatchKey::XPU}) {
+    torch::jit::Stack stack = {in[0], in[1], in[2], true, in[3], reset_of(p)};
+    op.redispatchBoxed(c10::DispatchKeySet(key), &stack);
+    expect_bit_equal({stack[0].toTensor(), stack[1].toTensor()}, reference(p)(in));
+  }
+}
+
+}  // namespace
+}  // namespace retain
