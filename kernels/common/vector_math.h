@@ -105,13 +105,20 @@ RETAIN_INLINE T exp(T x) {
   return (half + half * expm1_reduced(r)) * T(2);
 }
 
+/// 2^x for any x but ±infinity, in fewer operations: infinite from 2^127.5 (fp64: 2^1023.5) on.
 template <typename T>
 RETAIN_INLINE T exp2(T x) {
   using F = FloatTraits<T>;
-  x = clamp(x, F::kExp2Min, F::kExp2Max);
-  const T shifted = x + F::kRound;
-  const T half = half_power(shifted);
-  return (half + half * exp2m1_reduced(x - (shifted - F::kRound))) * T(2);
+  using Bits = std::make_signed_t<typename F::Bits>;
+  constexpr T kRound = F::kRound + 1;
+  constexpr Bits kLow = __builtin_bit_cast(Bits, kRound + F::kExp2Min - 1);
+  constexpr Bits kHigh = __builtin_bit_cast(Bits, kRound + F::kExp2Max);
+  const T shifted = x + kRound;
+  Bits bits = __builtin_bit_cast(Bits, shifted);
+  bits = bits < kLow ? kLow : bits;
+  bits = bits > kHigh ? kHigh : bits;
+  const T power = __builtin_bit_cast(T, bits << F::kMantissaBits);
+  return power * (T(1) + exp2m1_reduced(x - (shifted - kRound)));
 }
 
 RETAIN_INLINE float abs(float x) { return __builtin_fabsf(x); }

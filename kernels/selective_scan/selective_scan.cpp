@@ -35,13 +35,15 @@ ScanSizes scan_sizes(int64_t time, int64_t batch, int64_t dim, int64_t d_state, 
 template <typename T>
 void selective_scan_pack(const ScanSizes& size, const T* A, T* A_tiles) {
   constexpr int64_t kLanes = kScanLanes<T>;
+  constexpr T kFinite = sizeof(T) == 4 ? T(1e30) : T(1e300);  // exp2 takes no infinity
   const int64_t per_group = size.D / size.G;
   std::fill_n(A_tiles, size.tiles * size.N * kLanes, T(0));
   for (int64_t d = 0; d < size.D; ++d) {
     const int64_t tile = (d / per_group) * size.tiles_per_group + (d % per_group) / kLanes;
     T* packed = A_tiles + tile * size.N * kLanes + (d % per_group) % kLanes;
     for (int64_t n = 0; n < size.N; ++n) {
-      packed[n * kLanes] = A[d * size.N + n] * T(1.4426950408889634074);
+      const T exponent = A[d * size.N + n] * T(1.4426950408889634074);
+      packed[n * kLanes] = exponent < -kFinite ? -kFinite : exponent > kFinite ? kFinite : exponent;
     }
   }
 }
@@ -63,10 +65,12 @@ void selective_scan_unpack(const ScanSizes& size, int64_t inner, const double* r
   }
 }
 
-int64_t selective_scan_fwd_scratch(const ScanSizes& size, int64_t lanes) { return size.N * lanes; }
+int64_t selective_scan_fwd_scratch(const ScanSizes& size, int64_t lanes) {
+  return kScanTiles * size.N * lanes;
+}
 
 int64_t selective_scan_bwd_scratch(const ScanSizes& size, int64_t lanes) {
-  return (4 * kScanChunk + kScanTiles + 2) * size.N * lanes;
+  return (4 * kScanChunk + kScanTiles + 3) * size.N * lanes;
 }
 
 template <typename T>

@@ -100,7 +100,7 @@ void selective_scan_unpack(const ScanSizes& size, int64_t inner, const double* r
 int64_t selective_scan_fwd_scratch(const ScanSizes& size, int64_t lanes);
 int64_t selective_scan_bwd_scratch(const ScanSizes& size, int64_t lanes);
 
-/// Items [begin, end) of B · tiles; an item is one row and one tile.
+/// Items [begin, end) of B · G · blocks_per_group; an item is one row and one block of tiles.
 template <typename T>
 void selective_scan_fwd(const SelectiveScanFwd<T>& params, int64_t begin, int64_t end, T* scratch);
 

@@ -15,7 +15,7 @@ template <typename T>
 struct Scratch {
   T *decay, *carried, *dB, *dC;  ///< [kScanChunk, …]; carried = decay · h_{t-1}
   T* dh;                         ///< [kScanTiles, …], dL/dh from the later steps
-  T *dA, *h;
+  T *dA, *h, *ignored;
 
   RETAIN_INLINE Scratch(T* memory, int64_t state) {
     decay = memory;
@@ -25,6 +25,7 @@ struct Scratch {
     dh = dC + kScanChunk * state;
     dA = dh + kScanTiles * state;
     h = dA + state;
+    ignored = h + state;
   }
 };
 
@@ -86,17 +87,28 @@ template <typename T>
   for (int64_t c = 0; c < kLanes; ++c) by_decay[c] = decay_sum[c];
 }
 
-/// dL/dout → dL/dy: dy ← dy silu(z); dz ← dy silu'(z), which still lacks the factor y.
+template <typename T>
+RETAIN_INLINE bool all_zero(const T* values, int64_t count) {
+  typename FloatTraits<T>::Bits any = 0;  // without the sign
+  for (int64_t i = 0; i < count; ++i) {
+    any |= __builtin_bit_cast(typename FloatTraits<T>::Bits, values[i]) << 1;
+  }
+  return any == 0;
+}
+
+/// dL/dout → dL/dy: dy ← dy silu(z); dz ← dy silu'(z), which still lacks the factor y. A zero stays
+/// zero whatever z is.
 template <typename T>
 void gate(const SelectiveScanBwd<T>& p, const Tile& tile, int64_t b, const Chunk<T>& chunk,
           StepLanes<T>& dy, StepLanes<T>& dz) {
   StepLanes<T> z;
-  load_steps(p.in.z, tile, b, chunk.first, chunk.count, z);
+  load_steps(p.in.z, tile, b, chunk.span, z);
 #pragma omp simd
-  for (int64_t i = 0; i < chunk.count * kScanLanes<T>; ++i) {
-    const T open = sigmoid(z.lane[i]);
-    dz.lane[i] = dy.lane[i] * open * (T(1) + z.lane[i] * (T(1) - open));
-    dy.lane[i] *= z.lane[i] * open;
+  for (int64_t i = 0; i < chunk.span.count * kScanLanes<T>; ++i) {
+    const T gate = dy.lane[i] == T(0) ? T(0) : z.lane[i];
+    const T open = sigmoid(gate);
+    dz.lane[i] = dy.lane[i] * open * (T(1) + gate * (T(1) - open));
+    dy.lane[i] *= gate * open;
   }
 }
 
@@ -106,29 +118,33 @@ void forward_again(const SelectiveScanBwd<T>& p, const Tile& tile, const TileWei
   constexpr int64_t kLanes = kScanLanes<T>;
   const auto& size = p.in.size;
   const int64_t state = size.N * kLanes;
-  const int64_t index = (chunk.first / kScanChunk * size.B + b) * size.tiles + tile.index;
+  const int64_t index = (chunk.span.first / kScanChunk * size.B + b) * size.tiles + tile.index;
   __builtin_memcpy(scratch.h, p.checkpoints + index * state, state * sizeof(T));
   StepLanes<T> y, dz;
   if (p.in.z.data != nullptr) gate(p, tile, b, chunk, dy, dz);
-  for (int64_t k = 0; k < chunk.count; ++k) {
+  for (int64_t k = 0; k < chunk.span.count; ++k) {
     if (chunk.reset[k]) fill_zero(scratch.h, state);
+    // 0 · NaN may not reach dC.
+    T* dC = all_zero(dy.lane + k * kLanes, kLanes) ? scratch.ignored : scratch.dC + k * state;
     recompute<T>(size.N, weights.A, chunk.B + k * chunk.B_stride, chunk.C + k * chunk.C_stride,
                  chunk.delta.lane + k * kLanes, chunk.u.lane + k * kLanes, dy.lane + k * kLanes,
-                 scratch.h, scratch.decay + k * state, scratch.carried + k * state,
-                 scratch.dC + k * state, y.lane + k * kLanes);
+                 scratch.h, scratch.decay + k * state, scratch.carried + k * state, dC,
+                 y.lane + k * kLanes);
   }
   if (p.in.z.data == nullptr) return;
-  for (int64_t k = 0; k < chunk.count; ++k) {
+  for (int64_t k = 0; k < chunk.span.count; ++k) {
+#pragma omp simd
     for (int64_t c = 0; c < kLanes; ++c) {
       const int64_t i = k * kLanes + c;
-      dz.lane[i] *= y.lane[i] + weights.D.lane[c] * chunk.u.lane[i];
+      const T full = dz.lane[i] * (y.lane[i] + weights.D.lane[c] * chunk.u.lane[i]);
+      dz.lane[i] = dz.lane[i] == T(0) ? T(0) : full;
     }
   }
-  store_steps(dz, tile, b, chunk.first, chunk.count, p.dz);
+  store_steps(dz, tile, b, chunk.span, p.dz);
 }
 
 /// The chunk backwards; du, ddelta are stored, and the sums over its steps of dD and ddelta
-/// returned.
+/// returned. A step that no gradient reaches adds nothing, even if its values are NaN.
 template <typename T>
 void backward(const SelectiveScanBwd<T>& p, const Tile& tile, const TileWeights<T>& weights,
               int64_t b, const Chunk<T>& chunk, const StepLanes<T>& dy, const Scratch<T>& scratch,
@@ -136,14 +152,23 @@ void backward(const SelectiveScanBwd<T>& p, const Tile& tile, const TileWeights<
   constexpr int64_t kLanes = kScanLanes<T>;
   const int64_t state = p.in.size.N * kLanes;
   StepLanes<T> du, ddelta;  // first by_input and by_decay
-  for (int64_t k = chunk.count - 1; k >= 0; --k) {
+  bool reached[kScanChunk];
+  for (int64_t k = chunk.span.count - 1; k >= 0; --k) {
+    reached[k] = !all_zero(dy.lane + k * kLanes, kLanes) || !all_zero(dh, state);
+    if (!reached[k]) {
+      fill_zero(du.lane + k * kLanes, kLanes);
+      fill_zero(ddelta.lane + k * kLanes, kLanes);
+      continue;
+    }
     reverse<T>(p.in.size.N, weights.A, chunk.B + k * chunk.B_stride, chunk.C + k * chunk.C_stride,
                chunk.delta.lane + k * kLanes, chunk.u.lane + k * kLanes, dy.lane + k * kLanes,
                scratch.decay + k * state, scratch.carried + k * state, dh, scratch.dA,
                scratch.dB + k * state, du.lane + k * kLanes, ddelta.lane + k * kLanes);
     if (chunk.reset[k]) fill_zero(dh, state);
   }
-  for (int64_t k = 0; k < chunk.count; ++k) {
+  for (int64_t k = 0; k < chunk.span.count; ++k) {
+    if (!reached[k]) continue;
+#pragma omp simd
     for (int64_t c = 0; c < kLanes; ++c) {
       const int64_t i = k * kLanes + c;
       const T u = chunk.u.lane[i], by_input = du.lane[i];
@@ -154,25 +179,24 @@ void backward(const SelectiveScanBwd<T>& p, const Tile& tile, const TileWeights<
       dbias.lane[c] += ddelta.lane[i];
     }
   }
-  store_steps(du, tile, b, chunk.first, chunk.count, p.du);
-  store_steps(ddelta, tile, b, chunk.first, chunk.count, p.ddelta);
+  store_steps(du, tile, b, chunk.span, p.du);
+  store_steps(ddelta, tile, b, chunk.span, p.ddelta);
 }
 
 /// One chunk of one tile; its weight gradients are added to the fp64 sums of the row tile.
 template <typename T>
-void chunk_of_tile(const SelectiveScanBwd<T>& p, const Tile& tile, int64_t b, int64_t first,
+void chunk_of_tile(const SelectiveScanBwd<T>& p, const Tile& tile, int64_t b, const Span& span,
                    const Scratch<T>& scratch, T* dh) {
   constexpr int64_t kLanes = kScanLanes<T>;
   const auto& size = p.in.size;
   const int64_t state = size.N * kLanes;
   const auto weights = tile_weights(p.in, tile);
   Chunk<T> chunk;
-  chunk.first = first;
-  chunk.count = steps_in_chunk(size, first);
+  chunk.span = span;
   load_chunk(p.in, tile, weights, b, true, chunk);
   StepLanes<T> dy;
   fill_zero(dy.lane, kScanChunk * kLanes);
-  if (p.dy.data != nullptr) load_steps(p.dy, tile, b, first, chunk.count, dy);
+  if (p.dy.data != nullptr) load_steps(p.dy, tile, b, span, dy);
 
   Lanes<T> dD{}, dbias{};
   fill_zero(scratch.dA, state);
@@ -185,49 +209,37 @@ void chunk_of_tile(const SelectiveScanBwd<T>& p, const Tile& tile, int64_t b, in
   for (int64_t c = 0; c < kLanes; ++c) p.ddelta_bias_rows[sums * kLanes + c] += dbias.lane[c];
 }
 
-/// [N, lanes] → [N], halving the lanes until one is left.
-template <typename T>
-void sum_lanes(int64_t N, const T* lanes, T* sums) {
-  for (int64_t n = 0; n < N; ++n, lanes += kScanLanes<T>) {
-    T part[kScanLanes<T> / 2];
-    for (int64_t c = 0; c < kScanLanes<T> / 2; ++c)
-      part[c] = lanes[c] + lanes[c + kScanLanes<T> / 2];
-    for (int64_t half = kScanLanes<T> / 4; half > 0; half /= 2) {
-      for (int64_t c = 0; c < half; ++c) part[c] += part[c + half];
-    }
-    sums[n] = part[0];
+/// The sum of `count` values, a power of two, halving them until one is left.
+template <int64_t count, typename T>
+RETAIN_INLINE T sum_halves(const T* values) {
+  if constexpr (count == 1) {
+    return values[0];
+  } else {
+    T halves[count / 2];
+    for (int64_t c = 0; c < count / 2; ++c) halves[c] = values[c] + values[c + count / 2];
+    return sum_halves<count / 2>(halves);
   }
 }
 
-/// A block of tiles of one group.
-struct Block {
-  int64_t group, index;  ///< index within the group
-  int64_t first_tile, tiles;
-};
-
+/// [N, lanes] → [N].
 template <typename T>
-RETAIN_INLINE Block block_at(const ScanSizes& size, int64_t index) {
-  const int64_t group = index / size.blocks_per_group;
-  const int64_t in_group = index - group * size.blocks_per_group;
-  const int64_t rest = size.tiles_per_group - in_group * kScanTiles;
-  return {group, in_group, group * size.tiles_per_group + in_group * kScanTiles,
-          rest < kScanTiles ? rest : kScanTiles};
+void sum_lanes(int64_t N, const T* lanes, T* sums) {
+  for (int64_t n = 0; n < N; ++n) sums[n] = sum_halves<kScanLanes<T>>(lanes + n * kScanLanes<T>);
 }
 
 template <typename T>
-void chunk_of_block(const SelectiveScanBwd<T>& p, const Block& block, int64_t b, int64_t first,
+void chunk_of_block(const SelectiveScanBwd<T>& p, const Block& block, int64_t b, const Span& span,
                     const Scratch<T>& scratch) {
   const auto& size = p.in.size;
   const int64_t state = size.N * kScanLanes<T>;
-  const int64_t count = steps_in_chunk(size, first);
-  fill_zero(scratch.dB, count * state);
-  fill_zero(scratch.dC, count * state);
+  fill_zero(scratch.dB, span.count * state);
+  fill_zero(scratch.dC, span.count * state);
   for (int64_t i = 0; i < block.tiles; ++i) {
-    chunk_of_tile(p, tile_at<T>(size, block.first_tile + i), b, first, scratch,
+    chunk_of_tile(p, tile_at<T>(size, block.first_tile + i), b, span, scratch,
                   scratch.dh + i * state);
   }
-  for (int64_t k = 0; k < count; ++k) {
-    const int64_t step = (block.index * size.T + first + k) * size.B + b;
+  for (int64_t k = 0; k < span.count; ++k) {
+    const int64_t step = (block.index * size.T + span.first + k) * size.B + b;
     const int64_t offset = (step * size.G + block.group) * size.N;
     sum_lanes(size.N, scratch.dB + k * state, p.dB_blocks + offset);
     sum_lanes(size.N, scratch.dC + k * state, p.dC_blocks + offset);
@@ -245,7 +257,7 @@ void row_of_block(const SelectiveScanBwd<T>& p, const Block& block, int64_t b,
               scratch.dh + i * state);
   }
   for (int64_t chunk = size.chunks - 1; chunk >= 0; --chunk) {
-    chunk_of_block(p, block, b, chunk * kScanChunk, scratch);
+    chunk_of_block(p, block, b, span_at(size, chunk, -1), scratch);
   }
   for (int64_t i = 0; p.dinitial_state != nullptr && i < block.tiles; ++i) {
     store_tile(scratch.dh + i * state, tile_at<T>(size, block.first_tile + i), size.N,
@@ -258,11 +270,11 @@ void row_of_block(const SelectiveScanBwd<T>& p, const Block& block, int64_t b,
 template <typename T>
 void selective_scan_bwd(const SelectiveScanBwd<T>& p, int64_t begin, int64_t end, T* memory) {
   const auto& size = p.in.size;
-  const int64_t blocks = size.G * size.blocks_per_group;
   const Scratch<T> scratch(memory, size.N * kScanLanes<T>);
+  fill_zero(scratch.ignored, size.N * kScanLanes<T>);
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t row_tile = item / blocks;
-    const Block block = block_at<T>(size, item - row_tile * blocks);
+    const int64_t row_tile = item / blocks(size);
+    const Block block = block_at(size, item - row_tile * blocks(size));
     const int64_t last = (row_tile + 1) * kScanRows;
     for (int64_t b = row_tile * kScanRows; b < (last < size.B ? last : size.B); ++b) {
       row_of_block(p, block, b, scratch);

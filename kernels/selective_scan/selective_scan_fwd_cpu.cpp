@@ -34,42 +34,64 @@ template <typename T>
 void finish(const SelectiveScanFwd<T>& p, const Tile& tile, const TileWeights<T>& weights,
             int64_t b, const Chunk<T>& chunk, StepLanes<T>& y) {
   constexpr int64_t kLanes = kScanLanes<T>;
-  for (int64_t k = 0; k < chunk.count; ++k) {
+  for (int64_t k = 0; k < chunk.span.count; ++k) {
+#pragma omp simd
     for (int64_t c = 0; c < kLanes; ++c) {
       y.lane[k * kLanes + c] += weights.D.lane[c] * chunk.u.lane[k * kLanes + c];
     }
   }
   if (p.in.z.data != nullptr) {
     StepLanes<T> z;
-    load_steps(p.in.z, tile, b, chunk.first, chunk.count, z);
+    load_steps(p.in.z, tile, b, chunk.span, z);
 #pragma omp simd
-    for (int64_t i = 0; i < chunk.count * kLanes; ++i) y.lane[i] *= silu(z.lane[i]);
+    for (int64_t i = 0; i < chunk.span.count * kLanes; ++i) y.lane[i] *= silu(z.lane[i]);
   }
-  store_steps(y, tile, b, chunk.first, chunk.count, p.y);
+  store_steps(y, tile, b, chunk.span, p.y);
 }
 
-/// One row of one tile. A sequence and its single steps go the same way, and so agree bit for bit.
+/// One chunk of one tile. A sequence and its single steps go the same way, and so agree bit for
+/// bit.
 template <typename T>
-void scan_tile(const SelectiveScanFwd<T>& p, const Tile& tile, int64_t b, T* h) {
+void chunk_of_tile(const SelectiveScanFwd<T>& p, const Tile& tile, int64_t b, const Span& span,
+                   T* h) {
+  constexpr int64_t kLanes = kScanLanes<T>;
   const auto& size = p.in.size;
-  const int64_t state = size.N * kScanLanes<T>;
+  const int64_t state = size.N * kLanes;
   const auto weights = tile_weights(p.in, tile);
   Chunk<T> chunk;
   StepLanes<T> y;
-  for (chunk.first = 0; chunk.first < size.T; chunk.first += kScanChunk) {
-    chunk.count = steps_in_chunk(size, chunk.first);
-    load_chunk(p.in, tile, weights, b, false, chunk);
-    if (p.checkpoints != nullptr) {
-      const int64_t index = (chunk.first / kScanChunk * size.B + b) * size.tiles + tile.index;
-      __builtin_memcpy(p.checkpoints + index * state, h, state * sizeof(T));
+  chunk.span = span;
+  load_chunk(p.in, tile, weights, b, false, chunk);
+  if (p.checkpoints != nullptr) {
+    const int64_t index = (span.first / kScanChunk * size.B + b) * size.tiles + tile.index;
+    __builtin_memcpy(p.checkpoints + index * state, h, state * sizeof(T));
+  }
+  for (int64_t k = 0; k < span.count; ++k) {
+    if (chunk.reset[k]) fill_zero(h, state);
+    advance<T>(size.N, weights.A, chunk.B + k * chunk.B_stride, chunk.C + k * chunk.C_stride,
+               chunk.delta.lane + k * kLanes, chunk.u.lane + k * kLanes, h, y.lane + k * kLanes);
+  }
+  finish(p, tile, weights, b, chunk, y);
+}
+
+template <typename T>
+void row_of_block(const SelectiveScanFwd<T>& p, const Block& block, int64_t b, T* h) {
+  const auto& size = p.in.size;
+  const int64_t state = size.N * kScanLanes<T>;
+  fill_zero(h, block.tiles * state);
+  for (int64_t i = 0; p.initial_state != nullptr && i < block.tiles; ++i) {
+    load_tile(p.initial_state + b * size.D * size.N, tile_at<T>(size, block.first_tile + i), size.N,
+              h + i * state);
+  }
+  for (int64_t c = 0; c < size.chunks; ++c) {
+    for (int64_t i = 0; i < block.tiles; ++i) {
+      chunk_of_tile(p, tile_at<T>(size, block.first_tile + i), b, span_at(size, c, 1),
+                    h + i * state);
     }
-    for (int64_t k = 0; k < chunk.count; ++k) {
-      if (chunk.reset[k]) fill_zero(h, state);
-      advance<T>(size.N, weights.A, chunk.B + k * chunk.B_stride, chunk.C + k * chunk.C_stride,
-                 chunk.delta.lane + k * kScanLanes<T>, chunk.u.lane + k * kScanLanes<T>, h,
-                 y.lane + k * kScanLanes<T>);
-    }
-    finish(p, tile, weights, b, chunk, y);
+  }
+  for (int64_t i = 0; i < block.tiles; ++i) {
+    store_tile(h + i * state, tile_at<T>(size, block.first_tile + i), size.N,
+               p.last_state + b * size.D * size.N);
   }
 }
 
@@ -79,15 +101,8 @@ template <typename T>
 void selective_scan_fwd(const SelectiveScanFwd<T>& p, int64_t begin, int64_t end, T* h) {
   const auto& size = p.in.size;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t b = item / size.tiles;
-    const Tile tile = tile_at<T>(size, item - b * size.tiles);
-    if (p.initial_state != nullptr) {
-      load_tile(p.initial_state + b * size.D * size.N, tile, size.N, h);
-    } else {
-      fill_zero(h, size.N * kScanLanes<T>);
-    }
-    scan_tile(p, tile, b, h);
-    store_tile(h, tile, size.N, p.last_state + b * size.D * size.N);
+    const int64_t b = item / blocks(size);
+    row_of_block(p, block_at(size, item - b * blocks(size)), b, h);
   }
 }
 

@@ -24,6 +24,22 @@ RETAIN_INLINE Tile tile_at(const ScanSizes& size, int64_t index) {
           rest < kScanLanes<T> ? rest : kScanLanes<T>};
 }
 
+/// A block of tiles of one group.
+struct Block {
+  int64_t group, index;  ///< index within the group
+  int64_t first_tile, tiles;
+};
+
+RETAIN_INLINE int64_t blocks(const ScanSizes& size) { return size.G * size.blocks_per_group; }
+
+RETAIN_INLINE Block block_at(const ScanSizes& size, int64_t index) {
+  const int64_t group = index / size.blocks_per_group;
+  const int64_t in_group = index - group * size.blocks_per_group;
+  const int64_t rest = size.tiles_per_group - in_group * kScanTiles;
+  return {group, in_group, group * size.tiles_per_group + in_group * kScanTiles,
+          rest < kScanTiles ? rest : kScanTiles};
+}
+
 /// One step's channels, and those of all steps of a chunk.
 template <typename T>
 struct alignas(64) Lanes {
@@ -41,10 +57,15 @@ struct TileWeights {
   Lanes<T> delta_bias, D;
 };
 
+/// Steps [first, first + count), while those of the next chunk are on their way from memory.
+struct Span {
+  int64_t first, count, next, next_count;
+};
+
 /// One chunk of one tile of one row, ready for the recurrence.
 template <typename T>
 struct Chunk {
-  int64_t first, count;      ///< steps [first, first + count)
+  Span span;
   StepLanes<T> delta, u;     ///< delta is delta', after bias and softplus
   StepLanes<T> delta_slope;  ///< d delta' / d delta; filled for the backward pass only
   bool reset[kScanChunk];
@@ -78,17 +99,23 @@ RETAIN_INLINE void store_lanes(const T* from, int64_t width, T* to) {
 
 template <typename T>
 RETAIN_INLINE void load_steps(const TimeMajor<const T>& from, const Tile& tile, int64_t b,
-                              int64_t first, int64_t count, StepLanes<T>& to) {
-  for (int64_t k = 0; k < count; ++k) {
-    load_lanes(from.at(first + k, b) + tile.channel, tile.width, to.lane + k * kScanLanes<T>);
+                              const Span& span, StepLanes<T>& to) {
+  for (int64_t k = 0; k < span.next_count; ++k) {
+    __builtin_prefetch(from.at(span.next + k, b) + tile.channel);
+  }
+  for (int64_t k = 0; k < span.count; ++k) {
+    load_lanes(from.at(span.first + k, b) + tile.channel, tile.width, to.lane + k * kScanLanes<T>);
   }
 }
 
 template <typename T>
-RETAIN_INLINE void store_steps(const StepLanes<T>& from, const Tile& tile, int64_t b, int64_t first,
-                               int64_t count, const TimeMajor<T>& to) {
-  for (int64_t k = 0; k < count; ++k) {
-    store_lanes(from.lane + k * kScanLanes<T>, tile.width, to.at(first + k, b) + tile.channel);
+RETAIN_INLINE void store_steps(const StepLanes<T>& from, const Tile& tile, int64_t b,
+                               const Span& span, const TimeMajor<T>& to) {
+  for (int64_t k = 0; k < span.count; ++k) {
+    store_lanes(from.lane + k * kScanLanes<T>, tile.width, to.at(span.first + k, b) + tile.channel);
+  }
+  for (int64_t k = 0; k < span.next_count; ++k) {
+    __builtin_prefetch(to.at(span.next + k, b) + tile.channel, 1);
   }
 }
 
@@ -127,35 +154,42 @@ RETAIN_INLINE void load_chunk(const SelectiveScanInputs<T>& in, const Tile& tile
                               const TileWeights<T>& weights, int64_t b, bool with_slope,
                               Chunk<T>& chunk) {
   constexpr int64_t kLanes = kScanLanes<T>;
-  load_steps(in.u, tile, b, chunk.first, chunk.count, chunk.u);
-  load_steps(in.delta, tile, b, chunk.first, chunk.count, chunk.delta);
-  for (int64_t k = 0; k < chunk.count; ++k) {
+  load_steps(in.u, tile, b, chunk.span, chunk.u);
+  load_steps(in.delta, tile, b, chunk.span, chunk.delta);
+  for (int64_t k = 0; k < chunk.span.count; ++k) {
+#pragma omp simd
     for (int64_t c = 0; c < kLanes; ++c) {
       chunk.delta.lane[k * kLanes + c] += weights.delta_bias.lane[c];
     }
-    chunk.reset[k] = in.reset.data != nullptr && *in.reset.at(chunk.first + k, b);
+    chunk.reset[k] = in.reset.data != nullptr && *in.reset.at(chunk.span.first + k, b);
   }
   if (with_slope) {
 #pragma omp simd
-    for (int64_t i = 0; i < chunk.count * kLanes; ++i) {
+    for (int64_t i = 0; i < chunk.span.count * kLanes; ++i) {
       const T slope = softplus_slope(chunk.delta.lane[i]);
       chunk.delta_slope.lane[i] = in.delta_softplus ? slope : T(1);
     }
   }
   if (in.delta_softplus) {
 #pragma omp simd
-    for (int64_t i = 0; i < chunk.count * kLanes; ++i) {
+    for (int64_t i = 0; i < chunk.span.count * kLanes; ++i) {
       chunk.delta.lane[i] = softplus(chunk.delta.lane[i]);
     }
   }
-  chunk.B = in.B.at(chunk.first, b) + tile.group * in.B_stride_g;
-  chunk.C = in.C.at(chunk.first, b) + tile.group * in.C_stride_g;
+  chunk.B = in.B.at(chunk.span.first, b) + tile.group * in.B_stride_g;
+  chunk.C = in.C.at(chunk.span.first, b) + tile.group * in.C_stride_g;
   chunk.B_stride = in.B.stride_t;
   chunk.C_stride = in.C.stride_t;
 }
 
-RETAIN_INLINE int64_t steps_in_chunk(const ScanSizes& size, int64_t first) {
-  return size.T - first < kScanChunk ? size.T - first : kScanChunk;
+/// Chunk `index`; `direction` (1 or -1) says which chunk comes next.
+RETAIN_INLINE Span span_at(const ScanSizes& size, int64_t index, int64_t direction) {
+  const auto count = [&](int64_t first) {
+    const int64_t rest = size.T - first;
+    return first < 0 || rest < 0 ? 0 : rest < kScanChunk ? rest : kScanChunk;
+  };
+  const int64_t first = index * kScanChunk, next = first + direction * kScanChunk;
+  return {first, count(first), next, count(next)};
 }
 
 }  // namespace retain::kernels::RETAIN_CPU_ISA

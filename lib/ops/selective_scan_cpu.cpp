@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const SelectiveScanTensors& tensors, 
       .last_state = mutable_pointer<T>(last_state),
       .checkpoints = keep ? mutable_pointer<T>(checkpoints) : nullptr,
   };
-  spread<T>(kernels::selective_scan_fwd<T>, params, size.B * size.tiles,
+  spread<T>(kernels::selective_scan_fwd<T>, params, size.B * size.G * size.blocks_per_group,
             kernels::selective_scan_fwd_scratch(size, kScanLanes<T>));
   return {y.to(tensors.u.scalar_type()), last_state, checkpoints};
 }
