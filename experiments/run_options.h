@@ -1,0 +1,58 @@
+#pragma once
+
+#include <retain/agents/trainer.h>
+#include <retain/envs/registry.h>
+#include <retain/experiments/options.h>
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+namespace retain {
+
+/// One run: a world, a policy, an algorithm, a budget and a seed. What a run folder's config.ini
+/// holds.
+struct RunOptions {
+  std::string world = "recall";
+  std::optional<int64_t> horizon;  ///< Unset: the world's own.
+  WorldOptions world_option;
+  int64_t num_envs = 64;
+  int64_t updates = 300;
+  int64_t checkpoint_every = 25;  ///< Updates.
+  int64_t threads = 0;  ///< 0 = as many as LibTorch would take; LibTorch's sums depend on it.
+  /// Numbers that may follow the horizon: "0.001", "1/horizon", "horizon".
+  std::string dt_min = "0.001", dt_init_floor = "0.0001", chrono_horizon = "1000";
+  TrainerOptions trainer;
+};
+
+/// Declares all of them, grouped for --help; or the policy's alone.
+void add_run_options(Options& options, RunOptions& run);
+void add_core_options(Options& options, RunOptions& run);
+
+/// Checks the names, fills in what the world's defaults say and works out what follows the horizon,
+/// so that the options say all there is to say about the run. Throws UsageError.
+void complete(RunOptions& run);
+
+/// The complete run that a config.ini describes; `where` opens the message of a UsageError.
+RunOptions read_run(const std::string& ini, const std::string& where);
+
+/// What config.ini holds for it.
+std::string to_ini(const RunOptions& run);
+
+std::unique_ptr<VectorEnv> make_env(const RunOptions& run, int64_t num_envs, uint64_t seed);
+std::unique_ptr<Trainer> make_trainer(const RunOptions& run);
+
+/// "recall 300 mamba seed 1"
+std::string title(const RunOptions& run);
+
+int64_t num_parameters(const torch::nn::Module& module);
+
+/// Declares --threads.
+void add_threads(Options& options, int64_t& threads);
+void use_threads(int64_t threads);  ///< 0 changes nothing.
+
+/// Throws UsageError unless it is a device of this machine.
+void check_device(const std::string& device);
+
+}  // namespace retain
