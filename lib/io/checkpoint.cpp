@@ -13,7 +13,7 @@ namespace {
 
 using hdf5::check;
 using hdf5::Handle;
-using hdf5::Session;
+using hdf5::Lock;
 
 constexpr std::array kDtypes{at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kLong,
                              at::kInt,    at::kShort, at::kChar, at::kByte,     at::kBool};
@@ -80,17 +80,17 @@ Handle CheckpointWriter::Impl::create(const std::string& name, hid_t type, hid_t
 
 CheckpointWriter::CheckpointWriter(std::string path, std::string kind)
     : impl_(new Impl{std::move(path), std::move(kind), {}}) {
-  const Session session;
+  const Lock lock;
   impl_->file = hdf5::create_image();
 }
 
 CheckpointWriter::~CheckpointWriter() {
-  const Session session;
+  const Lock lock;
   impl_.reset();
 }
 
 void CheckpointWriter::write(const std::string& name, const Tensor& tensor) {
-  const Session session;
+  const Lock lock;
   with_context(impl_->context(name), [&] {
     if (!tensor.defined()) throw std::runtime_error("the tensor is undefined");
     const auto host = tensor.detach().to(at::kCPU).resolve_neg().contiguous();
@@ -108,7 +108,7 @@ void CheckpointWriter::write(const std::string& name, const Tensor& tensor) {
 }
 
 void CheckpointWriter::write(const std::string& name, const std::string& text) {
-  const Session session;
+  const Lock lock;
   with_context(impl_->context(name), [&] {
     const Handle type(H5Tcopy(H5T_C_S1), H5Tclose, "H5Tcopy");
     check(H5Tset_cset(type, H5T_CSET_UTF8), "H5Tset_cset");
@@ -137,7 +137,7 @@ void CheckpointWriter::write(const std::string& name, const std::vector<uint8_t>
 
 void CheckpointWriter::commit() {
   const auto image = with_context("cannot write " + in_quotes(impl_->path), [&] {
-    const Session session;
+    const Lock lock;
     return hdf5::image_bytes(impl_->file);
   });
   write_sealed(impl_->path, impl_->kind, image);
@@ -178,14 +178,14 @@ CheckpointReader::CheckpointReader(const std::string& path, const std::string& k
     throw std::runtime_error("cannot read " + in_quotes(path) + ": it is a " + sealed.kind +
                              " file, not a " + kind + " file");
   }
-  const Session session;
+  const Lock lock;
   impl_.reset(new Impl{path, sealed.kind, {}});
   impl_->file = with_context("cannot read " + in_quotes(path),
                              [&] { return hdf5::open_image(sealed.payload()); });
 }
 
 CheckpointReader::~CheckpointReader() {
-  const Session session;
+  const Lock lock;
   impl_.reset();
 }
 
@@ -193,7 +193,7 @@ const std::string& CheckpointReader::path() const { return impl_->path; }
 const std::string& CheckpointReader::kind() const { return impl_->kind; }
 
 bool CheckpointReader::contains(const std::string& name) const {
-  const Session session;
+  const Lock lock;
   return with_context(impl_->context(name), [&] {
     const Handle object = impl_->find(name);
     return object >= 0 && H5Iget_type(object) == H5I_DATASET;
@@ -201,7 +201,7 @@ bool CheckpointReader::contains(const std::string& name) const {
 }
 
 bool CheckpointReader::is_text(const std::string& name) const {
-  const Session session;
+  const Lock lock;
   return with_context(impl_->context(name), [&] {
     const Handle dataset = impl_->dataset(name);
     const Handle type(H5Dget_type(dataset), H5Tclose, "H5Dget_type");
@@ -243,7 +243,7 @@ at::ScalarType dtype_of(hid_t dataset) {
 }  // namespace
 
 std::vector<std::string> CheckpointReader::names(const std::string& group) const {
-  const Session session;
+  const Lock lock;
   return with_context(impl_->context(group), [&] {
     std::vector<std::string> result;
     const Handle object = impl_->find(group);
@@ -253,7 +253,7 @@ std::vector<std::string> CheckpointReader::names(const std::string& group) const
 }
 
 Tensor CheckpointReader::tensor(const std::string& name) const {
-  const Session session;
+  const Lock lock;
   return with_context(impl_->context(name), [&] {
     const Handle dataset = impl_->dataset(name);
     const auto dtype = dtype_of(dataset);
@@ -271,7 +271,7 @@ Tensor CheckpointReader::tensor(const std::string& name) const {
 }
 
 std::string CheckpointReader::text(const std::string& name) const {
-  const Session session;
+  const Lock lock;
   if (!is_text(name)) throw std::runtime_error(impl_->context(name) + ": it is no text");
   return with_context(impl_->context(name), [&] {
     const Handle dataset = impl_->dataset(name);

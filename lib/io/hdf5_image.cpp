@@ -6,7 +6,7 @@
 namespace retain::hdf5 {
 namespace {
 
-std::recursive_mutex& session_mutex() {
+std::recursive_mutex& library_mutex() {
   static std::recursive_mutex mutex;
   return mutex;
 }
@@ -61,12 +61,12 @@ constexpr unsigned kKeepOrder = H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED;
 
 }  // namespace
 
-Session::Session() : lock_(session_mutex()) {
+Lock::Lock() : lock_(library_mutex()) {
   H5Eget_auto2(H5E_DEFAULT, &print_, &print_data_);
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
 }
 
-Session::~Session() { H5Eset_auto2(H5E_DEFAULT, print_, print_data_); }
+Lock::~Lock() { H5Eset_auto2(H5E_DEFAULT, print_, print_data_); }
 
 Handle::Handle(hid_t id, herr_t (*close)(hid_t), const char* what) : id_(id), close_(close) {
   if (id < 0) throw std::runtime_error(std::string(what) + " failed");

@@ -12,12 +12,12 @@ namespace retain::hdf5 {
 
 /// Held by every function that calls HDF5: one thread at a time (HDF5 may be built without thread
 /// safety), and no error stack on stderr.
-class Session {
+class Lock {
  public:
-  Session();
-  ~Session();
-  Session(const Session&) = delete;
-  Session& operator=(const Session&) = delete;
+  Lock();
+  ~Lock();
+  Lock(const Lock&) = delete;
+  Lock& operator=(const Lock&) = delete;
 
  private:
   std::lock_guard<std::recursive_mutex> lock_;
