@@ -1,7 +1,9 @@
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <retain/lib/cores/registry.h>
 #include <retain/lib/memory.h>
+#include <torch/utils.h>
 
 #include <limits>
 
@@ -72,6 +74,24 @@ TEST(Memory, WithoutResetNothingIsCleared) {
   Memory memory(core, kBatch);
   for (int64_t t = 0; t < kSteps; ++t) memory.step(x[t]);
   EXPECT_TRUE(equal(memory.get(), core->forward(x, core->initial_state(kBatch)).state.detach()));
+}
+
+TEST(Memory, StepsOfEveryCoreFollowItsSequence) {
+  const auto x = randn({kSteps, kBatch, 8}, 2), reset = some_resets();
+  for (const auto& name : core_names()) {
+    torch::manual_seed(1);
+    const auto core = make_core({.name = name, .d_model = 8, .n_layers = 2, .d_state = 4});
+    at::NoGradGuard no_grad;
+    const auto whole = core->forward(x, core->initial_state(kBatch), reset);
+    Memory memory(core, kBatch);
+    std::vector<Tensor> y;
+    for (int64_t t = 0; t < kSteps; ++t) y.push_back(memory.step(x[t], reset[t]));
+    EXPECT_LE(testing::relative_error(at::stack(y), whole.y), 1e-6) << name;
+    const auto last = memory.get();
+    for (const auto& [part, value] : whole.state.parts()) {
+      EXPECT_LE(testing::relative_error(last.at(part), value), 1e-6) << name << " " << part;
+    }
+  }
 }
 
 TEST(Memory, GetIsACopyAndSetGoesBackToIt) {
