@@ -90,9 +90,9 @@ Pair causal_conv1d_cpu(const Tensor& x, const Tensor& weight, const Optional& bi
         .in = args.inputs<scalar_t>(),
         .y = mutable_time_major<scalar_t>(y),
         .last_state = mutable_pointer<scalar_t>(last_state)};
-    parallel_items(params.in.size.items(), [&](int64_t begin, int64_t end) {
-      kernels::causal_conv1d_fwd(params, begin, end);
-    });
+    parallel_items(
+        params.in.size.items(), 1.5 * static_cast<double>(x.numel()),
+        [&](int64_t begin, int64_t end) { kernels::causal_conv1d_fwd(params, begin, end); });
   });
   return {y.to(x.scalar_type()), last_state};
 }
@@ -125,10 +125,11 @@ Gradients causal_conv1d_bwd_cpu(const Optional& dy_in, const Optional& dlast_sta
         .dx = mutable_time_major<scalar_t>(dx),
         .dweight_rows = dweight_rows.mutable_data_ptr<double>(),
         .dinitial_state = mutable_pointer<scalar_t>(dinitial_state)};
-    parallel_items(size.items(), [&](int64_t begin, int64_t end) {
-      std::vector<scalar_t> scratch(kernels::causal_conv1d_bwd_scratch(size));
-      kernels::causal_conv1d_bwd(params, begin, end, scratch.data());
-    });
+    parallel_items(size.items(), 4.0 * static_cast<double>(x.numel()),
+                   [&](int64_t begin, int64_t end) {
+                     std::vector<scalar_t> scratch(kernels::causal_conv1d_bwd_scratch(size));
+                     kernels::causal_conv1d_bwd(params, begin, end, scratch.data());
+                   });
   });
   const auto sums = dweight_rows.sum(0);
   return {dx.to(x.scalar_type()),

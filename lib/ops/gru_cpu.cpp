@@ -36,6 +36,10 @@ struct Arguments {
   int64_t I() const { return x.size(2); }
   int64_t H() const { return w_hh.size(1); }
   int64_t tiles() const { return (B() + kGruTileRows - 1) / kGruTileRows; }
+  /// One pass over the weights for each step and row, at 25 multiply-adds a nanosecond.
+  double nanoseconds() const {
+    return static_cast<double>(T() * B()) * static_cast<double>(3 * H() * (I() + H())) / 25;
+  }
   Tensor allocate(at::IntArrayRef sizes) const { return at::empty(sizes, w_hh.options()); }
 
   template <typename Scalar>
@@ -86,7 +90,7 @@ Tensor run_bwd(const kernels::GruBwd<Scalar>& params, const Arguments& args) {
   const int64_t tiles = args.tiles(), ranges = std::min(tiles, kMostRanges);
   const auto sums =
       at::zeros({std::max<int64_t>(ranges, 1), (3 * (I + H) + 4) * padded}, args.zeros.options());
-  parallel_items(ranges, [&](int64_t begin, int64_t end) {
+  parallel_items(ranges, 2 * args.nanoseconds(), [&](int64_t begin, int64_t end) {
     const auto scratch = at::zeros({kernels::gru_scratch_size<Scalar>(H)}, args.zeros.options());
     for (int64_t range = begin; range < end; ++range) {
       Scalar* sum = mutable_pointer<Scalar>(sums) + range * sums.size(1);
@@ -135,7 +139,7 @@ std::tuple<Tensor, Tensor, Tensor> gru_fwd_cpu(const Tensor& x, const Tensor& w_
         .y = mutable_pointer<scalar_t>(y),
         .last_state = mutable_pointer<scalar_t>(last_state),
         .gates = keep_gates ? mutable_pointer<scalar_t>(gates) : nullptr};
-    parallel_items(args.tiles(), [&](int64_t begin, int64_t end) {
+    parallel_items(args.tiles(), args.nanoseconds(), [&](int64_t begin, int64_t end) {
       kernels::gru_fwd(params, begin * kGruTileRows, std::min(B, end * kGruTileRows));
     });
   });

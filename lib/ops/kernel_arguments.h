@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <retain/kernels/common/time_major.h>
 
+#include <algorithm>
+#include <cmath>
 #include <optional>
 
 // How ops hand tensors to kernels.
@@ -47,10 +49,14 @@ inline Tensor dense(const std::optional<Tensor>& tensor, at::ScalarType dtype) {
 /// Whether the fused kernels run where the tensor lies; elsewhere the composed reference does.
 inline bool has_kernels(const Tensor& tensor) { return tensor.is_cpu() || tensor.is_meta(); }
 
-/// Calls run(begin, end) over ranges of [0, items) in the process's thread pool.
+/// Calls run(begin, end) over ranges of [0, items) in the process's thread pool. `nanoseconds`
+/// estimates the work of all items in one thread: waking a second one must pay.
 template <typename Run>
-void parallel_items(int64_t items, const Run& run) {
-  at::parallel_for(0, items, 1, run);
+void parallel_items(int64_t items, double nanoseconds, const Run& run) {
+  constexpr double kLeast = 20e3;
+  const double grain = static_cast<double>(items) * kLeast / std::max(nanoseconds, 1.0);
+  at::parallel_for(0, items,
+                   std::clamp<int64_t>(std::llround(grain), 1, std::max<int64_t>(items, 1)), run);
 }
 
 }  // namespace retain

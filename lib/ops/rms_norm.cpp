@@ -55,7 +55,7 @@ Pair rms_norm_cpu(const Tensor& x, const Tensor& weight, const Optional& residua
         .eps = eps,
         .y = mutable_pointer<scalar_t>(y),
         .residual_out = mutable_pointer<scalar_t>(residual_out)};
-    parallel_items(params.size.items(),
+    parallel_items(params.size.items(), 0.5 * static_cast<double>(x.numel()),
                    [&](int64_t begin, int64_t end) { kernels::rms_norm_fwd(params, begin, end); });
   });
   return {y.to(x.scalar_type()), residual_out};
@@ -85,7 +85,7 @@ Pair rms_norm_bwd_cpu(const Optional& dy_in, const Optional& dresidual_out_in,
         .eps = eps,
         .dx = mutable_pointer<scalar_t>(dx),
         .dweight_rows = mutable_pointer<scalar_t>(dweight_rows)};
-    parallel_items(size.items(),
+    parallel_items(size.items(), static_cast<double>(dx.numel()),
                    [&](int64_t begin, int64_t end) { kernels::rms_norm_bwd(params, begin, end); });
   });
   return {dx, dweight_rows.sum(0, false, at::kDouble).to(weight.scalar_type())};
