@@ -1,4 +1,5 @@
 #include <retain/kernels/common/cpu_isa.h>
+#include <retain/kernels/common/flush_denormals.h>
 #include <retain/kernels/gru/gru.h>
 
 #define RETAIN_DECLARE(isa)                                                         \
@@ -30,12 +31,14 @@ void gru_pack_bwd(const GruWeights<Scalar>& weights, Scalar* packed_ih, Scalar* 
 
 template <typename Scalar>
 void gru_fwd(const GruFwd<Scalar>& params, int64_t begin, int64_t end) {
+  const FlushDenormals guard;
   RETAIN_DISPATCH_ISA(gru_fwd, params, begin, end);
 }
 
 template <typename Scalar>
 void gru_bwd(const GruBwd<Scalar>& params, const GruBwdSums<Scalar>& sums, int64_t begin,
              int64_t end) {
+  const FlushDenormals guard;
   RETAIN_DISPATCH_ISA(gru_bwd, params, sums, begin, end);
 }
 

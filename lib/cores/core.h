@@ -22,9 +22,10 @@ class Core : public torch::nn::Module {
   virtual State initial_state(int64_t batch) const = 0;
 
   /// x [T, B, d_model]; reset [T, B] bool (undefined = none) clears the memory before step t reads
-  /// its input. Acting is T = 1. Gradients flow into `state` and out of the returned one. Throws
-  /// c10::Error naming the argument if a shape, dtype or device is wrong or `state` belongs to
-  /// another core.
+  /// its input, by selection: NaN before it reaches no value and no input's gradient after it. (The
+  /// gradient of a weight sums over every step that was fed, poisoned ones too.) Acting is T = 1.
+  /// Gradients flow into `state` and out of the returned one. Throws c10::Error naming the argument
+  /// if a shape, dtype or device is wrong or `state` belongs to another core.
   virtual CoreOutput forward(const Tensor& x, const State& state, const Tensor& reset = {}) = 0;
 };
 

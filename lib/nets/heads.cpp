@@ -39,7 +39,7 @@ PolicyHead::PolicyHead(const PolicyHeadOptions& options) : options_(options) {
   TORCH_CHECK(options.d_model >= 1, "PolicyHead: d_model must be at least 1, got ",
               options.d_model);
   const int64_t outputs = num_outputs(options);
-  linear_ = register_module("linear", orthogonal_linear(options.d_model, outputs, 0.01));
+  linear_ = register_module("linear", orthogonal_linear(options.d_model, outputs, options.gain));
   if (options.kind == ActionKind::gaussian) {
     log_std_ = register_parameter("log_std", torch::zeros({outputs}));
   }

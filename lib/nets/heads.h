@@ -14,11 +14,13 @@ enum class ActionKind { categorical, multi_discrete, gaussian };
 struct PolicyHeadOptions {
   int64_t d_model = 64;
   ActionKind kind = ActionKind::categorical;
-  std::vector<int64_t> num_values = {2};  ///< Categorical: one entry; multi-discrete: one a component.
-  int64_t action_size = 1;                ///< Gaussian: components of an action.
+  std::vector<int64_t> num_values = {
+      2};                   ///< Categorical: one entry; multi-discrete: one a component.
+  double gain = 0.01;       ///< Of the orthogonal initialisation; small = nearly uniform at first.
+  int64_t action_size = 1;  ///< Gaussian: components of an action.
 };
 
-/// Linear map (orthogonal initialisation, gain .01) from features to a distribution over actions.
+/// Linear map (orthogonal initialisation) from features to a distribution over actions.
 class PolicyHead : public torch::nn::Module {
  public:
   explicit PolicyHead(const PolicyHeadOptions& options);

@@ -119,10 +119,11 @@ class GruFunction : public torch::autograd::Function<GruFunction> {
                                const Tensor& w_hh, const OptionalTensor& b_ih,
                                const OptionalTensor& b_hh, const OptionalTensor& initial_state,
                                const OptionalTensor& reset) {
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
     static const auto op = find_op<decltype(gru_fwd_cpu)>("retain::gru_fwd");
-    const auto [y, last_state, gates] =
-        op.call(x, w_ih, w_hh, b_ih, b_hh, initial_state, reset, /*keep_gates=*/true);
+    const auto [y, last_state, gates] = [&] {
+      const at::AutoDispatchBelowADInplaceOrView below_autograd;
+      return op.call(x, w_ih, w_hh, b_ih, b_hh, initial_state, reset, /*keep_gates=*/true);
+    }();
     context->set_materialize_grads(false);
     context->save_for_backward({x, w_ih, w_hh, value_or_undefined(b_ih), value_or_undefined(b_hh),
                                 value_or_undefined(initial_state), value_or_undefined(reset), y,

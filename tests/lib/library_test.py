@@ -1,0 +1,179 @@
+"""The ops from Python, after torch.ops.load_library: values, gradients, torch.compile, export, meta tensors.
+
+Usage: library_test.py path/to/libretain.so [unittest options]. Exits with 77 (skipped) where this Python has no torch.
+"""
+
+import sys
+import unittest
+
+try:
+    import torch
+    import torch.nn.functional as F
+except ImportError:
+    print("skipped: this Python has no torch")
+    sys.exit(77)
+
+torch.ops.load_library(sys.argv.pop(1))
+torch.set_num_threads(1)
+ops = torch.ops.retain
+
+
+def randn(*shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).requires_grad_()
+
+
+def scan_arguments(T=19, B=3, D=6, N=4, G=2):
+    arguments = dict(
+        u=randn(T, B, D, seed=1), delta=randn(T, B, D, seed=2), A=-randn(D, N, seed=3).exp(), B=randn(T, B, G, N, seed=4),
+        C=randn(T, B, G, N, seed=5), D=randn(D, seed=6), z=randn(T, B, D, seed=7), delta_bias=randn(D, seed=8),
+        delta_softplus=True, initial_state=randn(B, D, N, seed=9))
+    arguments["A"] = arguments["A"].detach().requires_grad_()
+    reset = torch.zeros(T, B, dtype=torch.bool)
+    reset[5, 0] = reset[17, 2] = True
+    return dict(arguments, reset=reset)
+
+
+def plain_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset):
+    h, outputs = initial_state, []
+    delta = F.softplus(delta + delta_bias)
+    for t in range(u.shape[0]):
+        h = torch.where(reset[t][:, None, None], 0, h)
+        b, c = (x[t].repeat_interleave(u.shape[2] // x.shape[2], 1) for x in (B, C))
+        h = torch.exp(delta[t, :, :, None] * A) * h + (delta[t] * u[t])[:, :, None] * b
+        outputs.append((h * c).sum(-1) + D * u[t])
+    return torch.stack(outputs) * F.silu(z), h
+
+
+def gradients(outputs, inputs):
+    return torch.autograd.grad(sum((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum() for y in outputs),
+                               [x for x in inputs if x is not None and x.requires_grad])
+
+
+class Library(unittest.TestCase):
+    def same(self, op, plain, arguments):
+        """Outputs and gradients of the op and of its plain composition."""
+        values = list(arguments.values())
+        inputs = [x for x in values if isinstance(x, torch.Tensor)]
+        got, expected = op(**arguments), plain(**arguments)
+        torch.testing.assert_close(list(got), list(expected), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gradients(got, inputs), gradients(expected, inputs), rtol=1e-3, atol=1e-4)
+
+    def check(self, op, arguments):
+        """Schema, fake tensors, autograd registration, tracing forward and backward."""
+        result = torch.library.opcheck(op.default, (), arguments)
+        self.assertEqual(set(result.values()), {"SUCCESS"}, result)
+
+    def test_selective_scan(self):
+        self.same(ops.selective_scan, plain_scan, scan_arguments())
+        self.check(ops.selective_scan, scan_arguments())
+
+    def test_selective_scan_with_what_must_be_there_only(self):
+        full = scan_arguments()
+        u, delta, A, B, C = (full[name] for name in ("u", "delta", "A", "B", "C"))
+        y, last_state = ops.selective_scan(u, delta.exp(), A, B, C)
+        zero = torch.zeros(())
+        expected = plain_scan(u, delta.exp().expm1().log(), A, B, C, zero, zero, zero, True, torch.zeros_like(last_state),
+                              torch.zeros(u.shape[:2], dtype=torch.bool))
+        torch.testing.assert_close(last_state, expected[1], rtol=1e-4, atol=1e-5)
+        self.assertEqual(y.shape, u.shape)
+
+    def test_selective_scan_update(self):
+        a = scan_arguments()
+        y, last_state = ops.selective_scan(**a)
+        state, outputs = a["initial_state"], []
+        for t in range(y.shape[0]):
+            step, state = ops.selective_scan_update(a["u"][t], a["delta"][t], a["A"], a["B"][t], a["C"][t], state, a["D"],
+                                                    a["z"][t], a["delta_bias"], True, a["reset"][t])
+            outputs.append(step)
+        self.assertTrue(torch.equal(torch.stack(outputs), y))
+        self.assertTrue(torch.equal(state, last_state))
+
+    def test_selective_scan_fwd_with_state(self):
+        a = scan_arguments()
+        inputs = [a[name] for name in ("u", "delta", "A", "B", "C", "D", "initial_state")]
+        out, last_state = ops.selective_scan_fwd_with_state(*inputs, True, True)
+        expected = ops.selective_scan(*inputs[:6], delta_softplus=True, initial_state=inputs[6])
+        self.assertTrue(torch.equal(out, expected[0]) and torch.equal(last_state, expected[1]))
+        self.assertTrue(all(g.abs().sum() > 0 for g in gradients([out, last_state], inputs)))
+        self.assertIsNone(ops.selective_scan_fwd_with_state(*inputs, True, False)[1])
+
+    def test_causal_conv1d(self):
+        def plain(x, weight, bias, silu, initial_state):
+            padded = torch.cat([initial_state.transpose(0, 1), x])
+            y = F.conv1d(padded.permute(1, 2, 0), weight[:, None], bias, groups=weight.shape[0]).permute(2, 0, 1)
+            return F.silu(y), padded[x.shape[0]:].transpose(0, 1)
+
+        arguments = dict(x=randn(9, 3, 5, seed=1), weight=randn(5, 4, seed=2), bias=randn(5, seed=3), silu=True,
+                         initial_state=randn(3, 3, 5, seed=4))
+        self.same(ops.causal_conv1d, plain, arguments)
+        self.check(ops.causal_conv1d, arguments)
+
+    def test_rms_norm(self):
+        def plain(x, weight, residual):
+            total = x + residual
+            return F.rms_norm(total, weight.shape, weight, 1e-5), total
+
+        arguments = dict(x=randn(9, 3, 8, seed=1), weight=randn(8, seed=2), residual=randn(9, 3, 8, seed=3))
+        self.same(ops.rms_norm, plain, arguments)
+        self.check(ops.rms_norm, arguments)
+
+    def test_gru(self):
+        def plain(x, w_ih, w_hh, b_ih, b_hh, initial_state):
+            y, last = torch.gru(x, initial_state[None], [w_ih, w_hh, b_ih, b_hh], True, 1, 0.0, False, False, False)
+            return y, last[0]
+
+        arguments = dict(x=randn(9, 3, 4, seed=1), w_ih=randn(15, 4, seed=2), w_hh=randn(15, 5, seed=3), b_ih=randn(15, seed=4),
+                         b_hh=randn(15, seed=5), initial_state=randn(3, 5, seed=6))
+        self.same(ops.gru, plain, arguments)
+        self.check(ops.gru, arguments)
+
+    def test_compiled_scan_equals_eager(self):
+        def function(arguments):
+            y, last_state = ops.selective_scan(**arguments)
+            return y.square(), last_state
+
+        arguments = scan_arguments()
+        inputs = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
+        expected = function(arguments)
+        got = torch.compile(function, backend="aot_eager", fullgraph=True)(arguments)
+        for a, b in zip(got + tuple(gradients(got, inputs)), expected + tuple(gradients(expected, inputs))):
+            self.assertTrue(torch.equal(a, b))
+
+    def test_compiled_scan_takes_any_length(self):
+        def function(arguments):
+            return ops.selective_scan(**arguments)[0]
+
+        compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)
+        for T in (19, 33):
+            arguments = scan_arguments(T=T)
+            self.assertTrue(torch.equal(compiled(arguments), function(arguments)))
+
+    def test_exported_scan_equals_eager(self):
+        class Scan(torch.nn.Module):
+            def forward(self, u, delta, A, B, C):
+                return ops.selective_scan(u, delta, A, B, C, delta_softplus=True)
+
+        inputs = tuple(scan_arguments()[name].detach() for name in ("u", "delta", "A", "B", "C"))
+        exported = torch.export.export(Scan(), inputs).module()
+        torch.testing.assert_close(exported(*inputs), Scan()(*inputs), rtol=0, atol=0)
+
+    def test_meta_tensors_give_the_shapes(self):
+        def on_meta(arguments):
+            return {k: x.to("meta") if isinstance(x, torch.Tensor) else x for k, x in arguments.items()}
+
+        shapes = [tuple(y.shape) for y in ops.selective_scan(**on_meta(scan_arguments()))]
+        self.assertEqual(shapes, [(19, 3, 6), (3, 6, 4)])
+        self.assertEqual(ops.causal_conv1d(torch.empty(7, 2, 4, device="meta"), torch.empty(4, 3, device="meta"))[1].shape, (2, 2, 4))
+        self.assertEqual(ops.rms_norm(torch.empty(7, 2, 4, device="meta"), torch.empty(4, device="meta"))[0].shape, (7, 2, 4))
+        self.assertEqual(ops.gru(torch.empty(7, 2, 4, device="meta"), torch.empty(9, 4, device="meta"), torch.empty(9, 3, device="meta"),
+                                 None, None)[0].shape, (7, 2, 3))
+
+    def test_errors_name_the_argument(self):
+        arguments = dict(scan_arguments(), delta=torch.zeros(2, 3))
+        with self.assertRaisesRegex(RuntimeError, r"selective_scan: delta must be \[T, B, d_inner\] = \[19, 3, 6\], got \[2, 3\]"):
+            ops.selective_scan(**arguments)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,125 @@
+#pragma once
+
+#include <ATen/ATen.h>
+#include <retain/lib/ops/selective_scan.h>
+
+#include <optional>
+#include <vector>
+
+#include "support/op_checks.h"
+
+namespace retain::testing {
+
+/// Which optional arguments are there.
+struct ScanOptions {
+  bool D = true, z = true, delta_bias = true, delta_softplus = true, initial_state = true,
+       reset = true;
+};
+
+inline constexpr ScanOptions kBare{false, false, false, false, false, false};
+
+struct ScanProblem {
+  int64_t T, B, D, N, G = 1;
+  ScanOptions options = {};
+};
+
+/// Where each argument lies among the inputs; only `initial_state` and those before it get
+/// gradients.
+enum ScanInput : size_t { kU, kDelta, kA, kB, kC, kFirstOptional };
+
+/// u, delta, A, B, C, then the optional arguments that are there, in the order of the signature.
+inline Tensors inputs_of(const ScanProblem& p, uint64_t seed = 1) {
+  const auto wide = at::kDouble;
+  auto delta = 0.7 * randn({p.T, p.B, p.D}, seed + 1, wide) - 1;
+  if (!p.options.delta_softplus) delta = delta.exp();
+  Tensors inputs = {
+      randn({p.T, p.B, p.D}, seed, wide), delta, -randn({p.D, p.N}, seed + 2, wide).exp(),
+      randn({p.T, p.B, p.G, p.N}, seed + 3, wide), randn({p.T, p.B, p.G, p.N}, seed + 4, wide)};
+  if (p.options.D) inputs.push_back(randn({p.D}, seed + 5, wide));
+  if (p.options.z) inputs.push_back(randn({p.T, p.B, p.D}, seed + 6, wide));
+  if (p.options.delta_bias) inputs.push_back(0.1 * randn({p.D}, seed + 7, wide).abs());
+  if (p.options.initial_state) inputs.push_back(randn({p.B, p.D, p.N}, seed + 8, wide));
+  return inputs;
+}
+
+inline at::Tensor reset_of(const ScanProblem& p) {
+  return p.options.reset ? random_mask({p.T, p.B}, 0.15, 77) : at::Tensor();
+}
+
+/// The inputs as selective_scan takes them.
+struct ScanArguments {
+  at::Tensor u, delta, A, B, C, D, z, delta_bias, initial_state, reset;
+  bool delta_softplus;
+
+  ScanArguments(const ScanOptions& options, const Tensors& inputs, const at::Tensor& reset_)
+      : u(inputs[kU]),
+        delta(inputs[kDelta]),
+        A(inputs[kA]),
+        B(inputs[kB]),
+        C(inputs[kC]),
+        reset(reset_),
+        delta_softplus(options.delta_softplus) {
+    size_t next = kFirstOptional;
+    if (options.D) D = inputs[next++];
+    if (options.z) z = inputs[next++];
+    if (options.delta_bias) delta_bias = inputs[next++];
+    if (options.initial_state) initial_state = inputs[next++];
+  }
+
+  Tensors run() const {
+    const auto [y, last] =
+        selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset);
+    return {y, last};
+  }
+
+  Tensors run_reference() const {
+    const auto [y, last] = selective_scan_reference(u, delta, A, B, C, D, z, delta_bias,
+                                                    delta_softplus, initial_state, reset);
+    return {y, last};
+  }
+
+  /// Steps [begin, end) from `state`.
+  ScanArguments steps(int64_t begin, int64_t end, const at::Tensor& state) const {
+    auto part = *this;
+    for (auto* tensor : {&part.u, &part.delta, &part.B, &part.C, &part.z, &part.reset}) {
+      if (tensor->defined()) *tensor = tensor->slice(0, begin, end);
+    }
+    part.initial_state = state;
+    return part;
+  }
+
+  /// Rows [begin, begin + count).
+  ScanArguments rows(int64_t begin, int64_t count) const {
+    auto part = *this;
+    for (auto* tensor : {&part.u, &part.delta, &part.B, &part.C, &part.z, &part.reset}) {
+      if (tensor->defined()) *tensor = tensor->narrow(1, begin, count);
+    }
+    if (initial_state.defined()) part.initial_state = initial_state.narrow(0, begin, count);
+    return part;
+  }
+};
+
+inline ScanArguments arguments_of(const ScanProblem& p, at::ScalarType dtype = at::kFloat) {
+  return {p.options, to(inputs_of(p), dtype), reset_of(p)};
+}
+
+inline Op kernel(const ScanProblem& p) {
+  return [=](const Tensors& in) { return ScanArguments(p.options, in, reset_of(p)).run(); };
+}
+
+inline Op reference(const ScanProblem& p) {
+  return
+      [=](const Tensors& in) { return ScanArguments(p.options, in, reset_of(p)).run_reference(); };
+}
+
+/// Every combination of the optional arguments.
+inline std::vector<ScanOptions> all_options() {
+  std::vector<ScanOptions> all;
+  for (int bits = 0; bits < 64; ++bits) {
+    const auto bit = [&](int i) { return (bits >> i & 1) != 0; };
+    all.push_back({bit(0), bit(1), bit(2), bit(3), bit(4), bit(5)});
+  }
+  return all;
+}
+
+}  // namespace retain::testing
