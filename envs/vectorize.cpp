@@ -85,13 +85,6 @@ void check_num_envs(int64_t num_envs) {
   throw std::invalid_argument("num_envs must be at least 1, got " + std::to_string(num_envs));
 }
 
-void check_legal(const Pass& pass, int64_t t, int64_t environment) {
-  const int64_t action = pass.discrete[t * pass.num_envs + environment];
-  const int64_t row = (t - 1) * pass.num_envs + environment;
-  TORCH_CHECK(pass.legal[row * pass.num_values + action], "sweep: action ", action,
-              " of environment ", environment, " is not legal at row ", t);
-}
-
 BatchDriver::BatchDriver(EnvironmentSpec spec, int64_t num_envs, uint64_t seed,
                          int64_t first_environment, int64_t tile, int64_t grain)
     : spec_(std::move(spec)),
@@ -176,6 +169,13 @@ void BatchDriver::check_first_row(const char* function, const Tensor& action) co
     TORCH_CHECK(at_last(e) || legal[e * spec_.action.num_values[0] + values[e]], spec_.name, ".",
                 function, ": action ", values[e], " of environment ", e, " is not legal now");
   }
+}
+
+void BatchDriver::check_legal(const Pass& pass, int64_t t, int64_t environment) const {
+  const int64_t row = t * num_envs_ + environment, action = pass.discrete[row];
+  TORCH_CHECK(pass.legal[(row - num_envs_) * pass.num_values + action], spec_.name,
+              ".sweep: action ", action, " of environment ", environment, " is not legal at row ",
+              t);
 }
 
 void BatchDriver::run(TimeSteps& steps, const Tensor& action, int64_t num_steps, bool begin) {

@@ -59,6 +59,8 @@ class BatchDriver : public VectorEnv {
   virtual void advance(const Pass& pass, int64_t begin, int64_t end) = 0;
   virtual std::vector<uint8_t> save_worlds() const = 0;
   virtual void load_worlds(const uint8_t* bytes, size_t size) = 0;
+  /// Throws if row t - 1 masks out row t's action.
+  void check_legal(const Pass& pass, int64_t t, int64_t environment) const;
   bool at_last(int64_t environment) const;
   Tensor no_actions() const;                              // int64 [B] zeros
   void check_size(size_t size, size_t world_size) const;  // of what load_worlds() is given
@@ -75,8 +77,6 @@ class BatchDriver : public VectorEnv {
   TimeSteps current_;  // [B, …], private: results are copies of it
 };
 
-/// Throws if row t's action of an environment is masked out by row t - 1.
-void check_legal(const Pass& pass, int64_t t, int64_t environment);
 void check_num_envs(int64_t num_envs);
 
 /// Steps many copies of a world on the CPU. Use vectorize().
@@ -193,8 +193,15 @@ Tensor WorldVectorEnv<W>::oracle() const {
 
 template <class W>
 std::vector<uint8_t> WorldVectorEnv<W>::save_worlds() const {
-  const auto* bytes = reinterpret_cast<const uint8_t*>(worlds_.data());
-  return {bytes, bytes + worlds_.size() * sizeof(W)};
+  std::vector<uint8_t> bytes(worlds_.size() * sizeof(W));
+  for (size_t e = 0; e < worlds_.size(); ++e) {
+    W world = worlds_[e];
+#if defined(__has_builtin) && __has_builtin(__builtin_clear_padding)
+    __builtin_clear_padding(&world);  // the same worlds give the same bytes
+#endif
+    std::memcpy(bytes.data() + e * sizeof(W), &world, sizeof(W));
+  }
+  return bytes;
 }
 
 template <class W>

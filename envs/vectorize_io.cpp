@@ -66,8 +66,7 @@ class ByteReader {
 
 template <class T>
 void agree(const std::string& who, const char* what, const T& here, const T& saved) {
-  TORCH_CHECK(here == saved, who, ".load: ", what, " is ", here, " here but ", saved,
-              " in the saved bytes");
+  TORCH_CHECK(here == saved, who, ".load: ", what, ": ", here, " here, ", saved, " saved");
 }
 
 std::vector<Tensor*> parts(TimeSteps& steps) {
@@ -80,7 +79,7 @@ std::vector<Tensor*> parts(TimeSteps& steps) {
 
 std::vector<uint8_t> BatchDriver::save() const {
   ByteWriter out;
-  out.text(kMark);
+  out.raw(kMark, sizeof kMark);
   out.text(spec_.name);
   out.text(spec_.options);
   out.number(num_envs_);
@@ -98,17 +97,19 @@ std::vector<uint8_t> BatchDriver::save() const {
 void BatchDriver::load(const std::vector<uint8_t>& bytes) {
   const std::string& who = spec_.name;
   ByteReader in(bytes.data(), bytes.size(), who);
-  const bool marked = bytes.size() >= sizeof(uint64_t) + sizeof kMark - 1 && in.text() == kMark;
+  const bool marked =
+      bytes.size() >= sizeof kMark && std::memcmp(in.raw(sizeof kMark), kMark, sizeof kMark) == 0;
   TORCH_CHECK(marked, who, ".load: these are not the bytes of saved environments");
-  agree(who, "the world", spec_.name, in.text());
-  agree(who, "the world's options", spec_.options, in.text());
-  agree(who, "num_envs", static_cast<uint64_t>(num_envs_), in.number());
-  agree(who, "observation_size", static_cast<uint64_t>(spec_.observation_size), in.number());
+  agree(who, "the world differs", spec_.name, in.text());
+  agree(who, "the options differ", spec_.options, in.text());
+  agree(who, "num_envs differs", static_cast<uint64_t>(num_envs_), in.number());
+  agree(who, "observation_size differs", static_cast<uint64_t>(spec_.observation_size),
+        in.number());
   const uint64_t seed = in.number(), first_environment = in.number(), step = in.number();
   std::vector<const uint8_t*> saved;
   for (const Tensor* part : parts(current_)) {
     const auto [data, size] = in.block();
-    agree(who, "the size of the current steps", part->nbytes(), size);
+    agree(who, "the size of the current steps differs", part->nbytes(), size);
     saved.push_back(data);
   }
   const auto [worlds, size] = in.block();
@@ -124,7 +125,7 @@ void BatchDriver::load(const std::vector<uint8_t>& bytes) {
 }
 
 void BatchDriver::check_size(size_t size, size_t world_size) const {
-  agree(spec_.name, "the size of the worlds", world_size * num_envs_, size);
+  agree(spec_.name, "the size of the worlds differs", world_size * num_envs_, size);
 }
 
 namespace {
