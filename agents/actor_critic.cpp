@@ -4,7 +4,7 @@
 namespace retain {
 namespace {
 
-PolicyHeadOptions head_options(const ActionSpec& action, int64_t d_model) {
+PolicyHeadOptions head_options(const ActionSpec& action, int64_t d_model, double gain) {
   using Kind = ActionSpec::Kind;
   const auto kind = action.kind == Kind::categorical      ? ActionKind::categorical
                     : action.kind == Kind::multi_discrete ? ActionKind::multi_discrete
@@ -12,6 +12,7 @@ PolicyHeadOptions head_options(const ActionSpec& action, int64_t d_model) {
   return {.d_model = d_model,
           .kind = kind,
           .num_values = action.num_values,
+          .gain = gain,
           .action_size = action.size};
 }
 
@@ -37,8 +38,8 @@ ActorCritic::ActorCritic(const EnvironmentSpec& spec, const ActorCriticOptions& 
   encoder_ = register_module("encoder", std::make_shared<Encoder>(spec.observation_size, d_model,
                                                                   options.activate_encoder));
   core_ = register_module("core", make_core(options.core));
-  policy_head_ = register_module("policy_head",
-                                 std::make_shared<PolicyHead>(head_options(spec.action, d_model)));
+  policy_head_ = register_module("policy_head", std::make_shared<PolicyHead>(head_options(
+                                                    spec.action, d_model, options.policy_gain)));
   value_head_ = register_module("value_head", std::make_shared<ValueHead>(d_model));
 }
 

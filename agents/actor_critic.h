@@ -12,8 +12,9 @@
 namespace retain {
 
 struct ActorCriticOptions {
-  CoreOptions core;
+  CoreOptions core = {};
   bool activate_encoder = false;       ///< ReLU after the encoder's linear map.
+  double policy_gain = 0.01;           ///< Of the policy head's initialisation.
   bool normalize_observation = false;  ///< By running mean and variance, saved with the weights.
 };
 

@@ -9,8 +9,6 @@
 namespace retain {
 namespace {
 
-constexpr double kAdamEpsilon = 1e-5;
-
 /// What the loss reads of a rollout, for some of its environments.
 struct Batch {
   Tensor observation, reset, legal_actions, action, log_prob, mask, decision, advantage, returns;
@@ -85,9 +83,10 @@ Loss loss(ActorCritic& policy, const Batch& batch, const PPOOptions& options) {
   const auto policy_loss = -mean_or_zero(at::minimum(ratio * advantage, clipped * advantage));
   const auto entropy = mean_or_zero(distribution->entropy());
 
-  const auto value = policy.value(features).masked_select(batch.mask);
+  const auto& valued = options.value_on_decisions ? batch.decision : batch.mask;
+  const auto value = policy.value(features).masked_select(valued);
   const auto value_loss =
-      0.5 * mean_or_zero((value - batch.returns.masked_select(batch.mask)).square());
+      0.5 * mean_or_zero((value - batch.returns.masked_select(valued)).square());
   const auto total = policy_loss + options.vf_coef * value_loss - options.ent_coef * entropy;
 
   at::NoGradGuard no_grad;
@@ -110,6 +109,7 @@ void check_options(const PPOOptions& options) {
   positive("num_minibatches", options.num_minibatches);
   positive("clip_coef", options.clip_coef);
   positive("max_grad_norm", options.max_grad_norm);
+  positive("adam_eps", options.adam_eps);
   fraction("gamma", options.gamma);
   fraction("gae_lambda", options.gae_lambda);
   TORCH_CHECK(options.ent_coef >= 0, "PPO: ent_coef must not be negative, got ", options.ent_coef);
@@ -135,7 +135,7 @@ void set_means(PPOMetrics& metrics, const Tensor& sums, int64_t steps) {
 
 torch::optim::AdamOptions adam_options(const PPOOptions& options) {
   check_options(options);
-  return torch::optim::AdamOptions(options.learning_rate).eps(kAdamEpsilon);
+  return torch::optim::AdamOptions(options.learning_rate).eps(options.adam_eps);
 }
 
 }  // namespace

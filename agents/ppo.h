@@ -17,6 +17,9 @@ struct PPOOptions {
   double clip_coef = 0.2;
   double ent_coef = 0.01;
   double vf_coef = 0.5;
+  bool value_on_decisions = false;  ///< Value loss over decision steps only: where whole episodes
+                                    ///< and gae_lambda = 1 leave no other value to be read.
+  double adam_eps = 1e-5;           ///< Added to the root of Adam's second moment.
   double max_grad_norm = 0.5;       ///< Of all parameters together.
   bool normalize_advantage = true;  ///< Over the rollout's decision steps.
   double target_kl = 0;             ///< Stop the epochs beyond this approximate KL; 0 = never.

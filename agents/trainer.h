@@ -10,8 +10,8 @@
 namespace retain {
 
 struct TrainerOptions {
-  ActorCriticOptions policy;
-  PPOOptions ppo;
+  ActorCriticOptions policy = {};
+  PPOOptions ppo = {};
   int64_t num_steps =
       0;  ///< Rows a rollout; 0 = whole episodes. > 0 = truncated chunks with carried memory.
   uint64_t seed = 1;  ///< Of weights, actions and minibatches; the worlds have their own.

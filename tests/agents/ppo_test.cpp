@@ -1,0 +1,252 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <retain/agents/ppo.h>
+
+#include "agents/fixtures.h"
+
+namespace retain {
+namespace {
+
+using testing::Aim;
+using ::testing::HasSubstr;
+using testing::make_policy;
+using testing::Pair;
+using testing::recall;
+using ::testing::ThrowsMessage;
+using testing::Walk;
+
+constexpr int64_t kEnvs = 6;
+
+std::vector<Tensor> weights(const ActorCritic& policy) {
+  std::vector<Tensor> copies;
+  for (const auto& parameter : policy.parameters()) copies.push_back(parameter.detach().clone());
+  return copies;
+}
+
+bool equal_weights(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const Tensor& x, const Tensor& y) { return x.equal(y); });
+}
+
+/// The weights after one update on a rollout of Walk that `change` has altered.
+std::vector<Tensor> learned(int64_t num_steps, const std::function<void(Rollout&)>& change) {
+  const auto env = vectorize(Walk{}, kEnvs, 3);
+  const auto policy = make_policy(env->spec(), "mamba");
+  auto rollout = Actor(*env, {.num_steps = num_steps}).collect(*policy);
+  change(rollout);
+  PPO(policy, {.gamma = 0.9, .gae_lambda = 0.8}).update(rollout, 1, 0);
+  return weights(*policy);
+}
+
+void expect_ratio_one(VectorEnv& env, int64_t num_steps, bool sweep) {
+  for (const auto& core : core_names()) {
+    SCOPED_TRACE(core);
+    const auto policy = make_policy(env.spec(), core);
+    Actor actor(env, {.num_steps = num_steps, .sweep = sweep});
+    PPO ppo(policy, {.learning_rate = 1e-2, .num_minibatches = 2});
+    for (int64_t update = 0; update < 3; ++update) {
+      const auto rollout = actor.collect(*policy);
+      EXPECT_LE(ppo.update(rollout, 1, update).first_ratio_error, 1e-5);
+      EXPECT_TRUE(num_steps == 0 || rollout.reset.slice(0, 1).any().item<bool>());
+    }
+  }
+}
+
+TEST(PPO, FirstRatioIsOneOverChunksWithResetsInside) {
+  expect_ratio_one(*vectorize(Walk{}, kEnvs, 3), 20, true);
+  expect_ratio_one(*recall(9, kEnvs), 40, true);
+  expect_ratio_one(*recall(9, kEnvs), 40, false);
+}
+
+TEST(PPO, FirstRatioIsOneOverWholeEpisodes) {
+  expect_ratio_one(*vectorize(Walk{}, kEnvs, 3), 0, true);
+  expect_ratio_one(*recall(9, kEnvs), 0, true);
+  expect_ratio_one(*recall(9, kEnvs), 0, false);
+}
+
+TEST(PPO, EveryMinibatchTakesItsEnvironmentsMemory) {
+  const auto env = vectorize(Walk{}, kEnvs, 3);
+  for (const auto& core : core_names()) {
+    const auto policy = make_policy(env->spec(), core);
+    Actor actor(*env, {.num_steps = 5});
+    actor.collect(*policy);
+    // At this rate the weights stand still, so every ratio of every minibatch must be 1.
+    PPO ppo(policy, {.learning_rate = 1e-30, .update_epochs = 2, .num_minibatches = 4});
+    const auto metrics = ppo.update(actor.collect(*policy), 1, 0);
+    EXPECT_LE(metrics.approx_kl, 1e-10) << core;
+    EXPECT_EQ(metrics.clip_fraction, 0);
+    EXPECT_EQ(metrics.epochs, 2);
+  }
+}
+
+TEST(PPO, AutoResetRowIsNotTrainedOn) {
+  const auto untouched = learned(20, [](Rollout&) {});
+  const auto ignored = learned(20, [](Rollout& rollout) {
+    const auto last = rollout.mask.logical_not();
+    rollout.action.masked_fill_(last, 1);
+    rollout.log_prob.masked_fill_(last, -3);
+    rollout.reward.masked_fill_(last, 100);
+    rollout.discount.masked_fill_(last, 0.5);
+  });
+  EXPECT_TRUE(equal_weights(ignored, untouched));
+  const auto reward =
+      learned(20, [](Rollout& rollout) { rollout.reward.masked_fill_(rollout.mask, 100); });
+  EXPECT_FALSE(equal_weights(reward, untouched));
+}
+
+TEST(PPO, TruncationBootstrapsFromTheObservationBeforeTheReset) {
+  const auto truncated = [](const Rollout& rollout) {
+    return rollout.mask.slice(0, 0, -1) & rollout.mask.slice(0, 1).logical_not() &
+           (rollout.discount.slice(0, 0, -1) == 1);
+  };
+  const auto untouched =
+      learned(20, [&](Rollout& r) { ASSERT_TRUE(truncated(r).any().item<bool>()); });
+  const auto before =
+      learned(20, [&](Rollout& r) { r.value.slice(0, 1).masked_fill_(truncated(r), 9); });
+  EXPECT_FALSE(equal_weights(before, untouched));
+  // A termination's LAST has a value too, and it must not be read.
+  const auto terminated = learned(20, [&](Rollout& r) {
+    r.value.slice(0, 1).masked_fill_(r.discount.slice(0, 0, -1) == 0, 9);
+  });
+  EXPECT_TRUE(equal_weights(terminated, untouched));
+}
+
+TEST(PPO, PaddingIsNotTrainedOn) {
+  const auto untouched = learned(0, [](Rollout&) {});
+  const auto padded = learned(0, [](Rollout& rollout) {
+    const auto length = rollout.mask.sum(0);
+    const auto row = at::arange(rollout.mask.size(0)).unsqueeze(1);
+    const auto padding = row > length;  // row `length` is LAST, which may bootstrap
+    ASSERT_TRUE(padding.any().item<bool>());
+    rollout.observation.masked_fill_(padding.unsqueeze(2), 50);
+    rollout.value.masked_fill_(padding, std::numeric_limits<float>::quiet_NaN());
+    rollout.reward.masked_fill_(padding, std::numeric_limits<float>::infinity());
+    rollout.log_prob.masked_fill_(padding, -7);
+  });
+  EXPECT_TRUE(equal_weights(padded, untouched));
+}
+
+TEST(PPO, MeansAreNotTakenOverPadding) {
+  const auto metrics = [](bool lengthen) {
+    const auto env = vectorize(Walk{}, kEnvs, 3);
+    const auto policy = make_policy(env->spec(), "gru");
+    auto rollout = Actor(*env, {}).collect(*policy);
+    if (lengthen) {
+      for (auto* x :
+           {&rollout.observation, &rollout.reset, &rollout.action, &rollout.log_prob,
+            &rollout.value, &rollout.reward, &rollout.discount, &rollout.mask, &rollout.decision}) {
+        *x = at::cat({*x, at::zeros_like(*x)});
+      }
+      rollout.legal_actions =
+          at::cat({rollout.legal_actions, at::ones_like(rollout.legal_actions)});
+    }
+    return PPO(policy, {}).update(rollout, 1, 0);
+  };
+  const auto plain = metrics(false), padded = metrics(true);
+  EXPECT_NEAR(plain.value_loss, padded.value_loss, 1e-6);
+  EXPECT_NEAR(plain.policy_loss, padded.policy_loss, 1e-6);
+  EXPECT_NEAR(plain.entropy, padded.entropy, 1e-6);
+  EXPECT_NEAR(plain.grad_norm, padded.grad_norm, 1e-5);
+  EXPECT_GT(plain.value_loss, 1e-3);
+}
+
+TEST(PPO, PolicyTermsAreMeansOverDecisions) {
+  const auto env = recall(9, kEnvs);
+  const auto policy = make_policy(env->spec(), "gru");
+  const auto rollout = Actor(*env, {}).collect(*policy);
+  const auto out = policy->forward(rollout.observation, rollout.initial_state, rollout.reset,
+                                   rollout.legal_actions);
+  const auto entropy = out.policy->entropy().masked_select(rollout.decision);
+  ASSERT_EQ(entropy.numel(), kEnvs);
+  const auto metrics = PPO(policy, {}).update(rollout, 1, 0);
+  EXPECT_NEAR(metrics.entropy, entropy.mean().item<double>(), 1e-5);
+  // Normalised over the same steps, the advantages have mean 0, and at ratio 1 the loss is minus
+  // that.
+  EXPECT_NEAR(metrics.policy_loss, 0, 1e-5);
+}
+
+TEST(PPO, RolloutWithoutDecisionsIsLearnedFromWithoutNaN) {
+  const auto env = recall(9, 2);
+  const auto policy = make_policy(env->spec(), "gru");
+  const auto rollout = Actor(*env, {.num_steps = 3}).collect(*policy);
+  ASSERT_FALSE(rollout.decision.any().item<bool>());
+  const auto metrics = PPO(policy, {}).update(rollout, 1, 0);
+  EXPECT_EQ(metrics.policy_loss, 0);
+  EXPECT_TRUE(std::isfinite(metrics.grad_norm));
+}
+
+TEST(PPO, TargetKlStopsTheEpochs) {
+  const auto env = vectorize(Walk{}, kEnvs, 3);
+  const auto epochs = [&](double target_kl) {
+    const auto policy = make_policy(env->spec(), "gru");
+    const auto rollout = Actor(*env, {.num_steps = 20}).collect(*policy);
+    PPO ppo(policy, {.learning_rate = 0.05, .update_epochs = 6, .target_kl = target_kl});
+    return ppo.update(rollout, 1, 0).epochs;
+  };
+  EXPECT_EQ(epochs(0), 6);
+  EXPECT_LT(epochs(1e-4), 6);
+}
+
+TEST(PPO, AnnealedRateEndsAtZero) {
+  const auto env = vectorize(Walk{}, kEnvs, 3);
+  const auto policy = make_policy(env->spec(), "gru");
+  const auto rollout = Actor(*env, {.num_steps = 20}).collect(*policy);
+  PPO ppo(policy, {.anneal = true, .num_updates = 10});
+  const auto before = weights(*policy);
+  ppo.update(rollout, 1, 10);
+  EXPECT_TRUE(equal_weights(before, weights(*policy)));
+  ppo.update(rollout, 1, 9);
+  EXPECT_FALSE(equal_weights(before, weights(*policy)));
+}
+
+TEST(PPO, LearnsFromEveryKindOfAction) {
+  const auto update = [](VectorEnv& env) {
+    const auto policy = make_policy(env.spec(), "mamba");
+    Actor actor(env, {.num_steps = 10});
+    PPO ppo(policy, {.update_epochs = 2, .num_minibatches = 2});
+    const auto before = weights(*policy);
+    const auto metrics = ppo.update(actor.collect(*policy), 1, 0);
+    EXPECT_LE(metrics.first_ratio_error, 1e-5);
+    EXPECT_FALSE(equal_weights(before, weights(*policy)));
+  };
+  update(*vectorize(Pair{}, kEnvs, 1));
+  update(*vectorize(Aim{}, kEnvs, 1));
+}
+
+TEST(PPO, GradientThatIsNotFiniteChangesNoWeight) {
+  const auto env = vectorize(Walk{}, kEnvs, 3);
+  const auto policy = make_policy(env->spec(), "gru");
+  auto rollout = Actor(*env, {.num_steps = 20}).collect(*policy);
+  rollout.reward[3][1] = std::numeric_limits<float>::infinity();
+  const auto before = weights(*policy);
+  PPO ppo(policy, {});
+  EXPECT_THAT([&] { ppo.update(rollout, 1, 7); },
+              ThrowsMessage<c10::Error>(HasSubstr("gradient of update 7 is not finite")));
+  EXPECT_TRUE(equal_weights(before, weights(*policy)));
+}
+
+TEST(PPO, BadOptionIsNamed) {
+  const auto policy = make_policy(Walk{}.spec(), "mlp");
+  const auto expect_named = [&](const PPOOptions& options, const char* message) {
+    EXPECT_THAT([&] { PPO(policy, options); }, ThrowsMessage<c10::Error>(HasSubstr(message)));
+  };
+  expect_named({.learning_rate = 0}, "learning_rate must be positive, got 0");
+  expect_named({.anneal = true}, "anneal needs num_updates");
+  expect_named({.update_epochs = 0}, "update_epochs must be positive, got 0");
+  expect_named({.num_minibatches = -1}, "num_minibatches must be positive, got -1");
+  expect_named({.gamma = 1.5}, "gamma must be in [0, 1], got 1.5");
+  expect_named({.gae_lambda = -0.5}, "gae_lambda must be in [0, 1], got -0.5");
+  expect_named({.clip_coef = 0}, "clip_coef must be positive");
+  expect_named({.ent_coef = -1}, "ent_coef must not be negative, got -1");
+  expect_named({.max_grad_norm = 0}, "max_grad_norm must be positive, got 0");
+
+  const auto env = vectorize(Walk{}, 2, 3);
+  const auto rollout = Actor(*env, {.num_steps = 2}).collect(*policy);
+  PPO ppo(policy, {.num_minibatches = 3});
+  EXPECT_THAT(
+      [&] { ppo.update(rollout, 1, 0); },
+      ThrowsMessage<c10::Error>(HasSubstr("num_minibatches must be at most num_envs = 2, got 3")));
+}
+
+}  // namespace
+}  // namespace retain
