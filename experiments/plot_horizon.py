@@ -21,18 +21,20 @@ def arms_of(results):
     return arms
 
 
-def draw_arm(axes, name, cells, color, marker):
+def draw_arm(axes, name, cells, color, marker, shift):
     horizons = sorted(cells)
+    x = [h * shift for h in horizons]
     mean = [sum(r["normalized_accuracy"] for r in cells[h]) / len(cells[h]) for h in horizons]
     low = [min(r["low"] for r in cells[h]) for h in horizons]
     high = [max(r["high"] for r in cells[h]) for h in horizons]
-    axes.plot(horizons, mean, color=color, marker=marker, linewidth=2, label=name, zorder=3)
-    axes.fill_between(horizons, low, high, color=color, alpha=0.15, linewidth=0)
-    if len(horizons) == 1:  # a band of no width would not show
-        axes.vlines(horizons, low, high, color=color, alpha=0.4, linewidth=6)
-    for h in horizons:
+    axes.plot(x, mean, color=color, marker=marker, linewidth=2, label=name, zorder=3)
+    if len(x) > 1:
+        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    else:  # a band of no width would not show
+        axes.vlines(x, low, high, color=color, alpha=0.3, linewidth=8)
+    for place, h in zip(x, horizons):
         seeds = [r["normalized_accuracy"] for r in cells[h]]
-        axes.plot([h] * len(seeds), seeds, linestyle="", marker=marker, color=color, markersize=4,
+        axes.plot([place] * len(seeds), seeds, linestyle="", marker=marker, color=color, markersize=4,
                   markerfacecolor="white", zorder=4)
 
 
@@ -45,10 +47,12 @@ def draw(table, path):
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     arms = arms_of(table["results"])
-    for index, (name, cells) in enumerate(arms.items()):
-        draw_arm(axes, name, cells, COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)])
-    axes.axhline(0, color="gray", linestyle="--", linewidth=1, label="chance")
     horizons = sorted({result["horizon"] for result in table["results"]})
+    for index, (name, cells) in enumerate(arms.items()):
+        # At a single horizon the arms stand side by side.
+        shift = 1.05 ** (index - (len(arms) - 1) / 2) if len(horizons) == 1 else 1
+        draw_arm(axes, name, cells, COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)], shift)
+    axes.axhline(0, color="gray", linestyle="--", linewidth=1, label="chance")
     axes.set_xscale("log")
     axes.set_xlim(horizons[0] / 1.3, horizons[-1] * 1.3)
     axes.set_xticks(horizons, minor=False)

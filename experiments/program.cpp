@@ -100,3 +100,8 @@ int run_program(const Arguments& arguments) {
 }
 
 }  // namespace retain
+
+/// What the launcher calls.
+extern "C" int retain_main(int argc, char** argv) {
+  return retain::run_program({argv + 1, argv + argc});
+}

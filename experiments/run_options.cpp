@@ -39,6 +39,9 @@ void add_algorithm_options(Options& options, RunOptions& run) {
   options.add("clip_coef", ppo.clip_coef, kPositive, "Bound on the probability ratio.");
   options.add("ent_coef", ppo.ent_coef, kNotNegative, "Weight of the entropy.");
   options.add("vf_coef", ppo.vf_coef, kNotNegative, "Weight of the value loss.");
+  options.add("value_on_decisions", ppo.value_on_decisions,
+              "Value loss over decision steps only: for whole episodes with gae_lambda 1.");
+  options.add("adam_eps", ppo.adam_eps, kPositive, "Added to the root of Adam's second moment.");
   options.add("max_grad_norm", ppo.max_grad_norm, kPositive, "Bound on the norm of the gradient.");
   options.add("normalize_advantage", ppo.normalize_advantage,
               "Over the decision steps of a rollout.");
@@ -121,6 +124,8 @@ void add_core_options(Options& options, RunOptions& run) {
   options.add("core", core.name, "The memory: one of those that `retain cores` lists.");
   options.add("d_model", core.d_model, kOneOrMore, "Width of the core's input and output.");
   options.add("n_layers", core.n_layers, kOneOrMore, "Layers in the stack.");
+  options.add("norm_input", core.norm_input,
+              "Norm before the first layer too; off keeps the scale of the observation.");
   options.add("d_state", core.d_state, kOneOrMore, "mamba: state size a channel.");
   options.add("d_conv", core.d_conv, kOneOrMore, "mamba: taps of the causal convolution.");
   options.add("expand", core.expand, kOneOrMore, "mamba, mlp: inner width = expand x d_model.");
@@ -132,6 +137,8 @@ void add_core_options(Options& options, RunOptions& run) {
       "chrono_horizon", run.chrono_horizon,
       "gru_chrono: forget biases are log U(1, chrono_horizon - 1); `horizon` follows the horizon.");
   options.add("activate_encoder", run.trainer.policy.activate_encoder, "ReLU after the encoder.");
+  options.add("policy_gain", run.trainer.policy.policy_gain, kPositive,
+              "Of the policy head's initialisation; small = nearly uniform at first.");
   options.add("normalize_observation", run.trainer.policy.normalize_observation,
               "By running mean and deviation.");
 }

@@ -4,6 +4,7 @@
 #include <retain/lib/io/run_log.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -271,6 +272,12 @@ TEST(Program, ADamagedCheckpointFailsWithOneLine) {
   expect_failure({"eval", "--checkpoint", folder / "none/checkpoint.h5"});
 }
 
+/// Whether the Python that the program calls has matplotlib.
+bool can_draw() {
+  setenv("RETAIN_PYTHON", "python3", false);
+  return std::system("\"$RETAIN_PYTHON\" -c 'import matplotlib' 2>/dev/null") == 0;
+}
+
 TEST(Program, HorizonMakesTableAndPictureAndResumes) {
   TemporaryFolder folder;
   testing::write_bytes(
@@ -288,8 +295,7 @@ TEST(Program, HorizonMakesTableAndPictureAndResumes) {
   const std::string text = testing::read_bytes(folder / "out/table.txt");
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 5);
   EXPECT_THAT(text, HasSubstr("/2"));
-  const bool drawn = result.out.find("picture: none") == std::string::npos;
-  EXPECT_EQ(std::filesystem::exists(folder / "out/horizon.png"), drawn);
+  EXPECT_EQ(std::filesystem::exists(folder / "out/horizon.png"), can_draw()) << result.out;
   expect_usage_error(arguments, "holds an experiment: --resume goes on with it");
 
   Arguments again = arguments;
@@ -297,6 +303,12 @@ TEST(Program, HorizonMakesTableAndPictureAndResumes) {
   const Result resumed = retain_run(again);
   EXPECT_EQ(resumed.code, 0) << resumed.error;
   EXPECT_EQ(nlohmann::json::parse(testing::read_bytes(folder / "out/table.json")), json);
+  const std::string before = std::getenv("RETAIN_PYTHON");
+  setenv("RETAIN_PYTHON", "/no/such/python", true);
+  const Result without = retain_run(again);
+  setenv("RETAIN_PYTHON", before.c_str(), true);
+  EXPECT_EQ(without.code, 0);
+  EXPECT_THAT(without.out, HasSubstr("picture: none; draw it later with: /no/such/python"));
   again.insert(again.end(), {"--learning_rate", "0.5"});
   expect_usage_error(again, "learning_rate was 0.001, not 0.5");
 }
