@@ -105,18 +105,18 @@ RETAIN_INLINE T exp(T x) {
   return (half + half * expm1_reduced(r)) * T(2);
 }
 
-/// 2^x for any x but ±infinity, in fewer operations: infinite from 2^127.5 (fp64: 2^1023.5) on.
+/// 2^x in fewer operations, for x below 1e9: 0 below -126.5, infinite from 127.5 on (1023.5 in
+/// fp64).
 template <typename T>
 RETAIN_INLINE T exp2(T x) {
   using F = FloatTraits<T>;
   using Bits = std::make_signed_t<typename F::Bits>;
   constexpr T kRound = F::kRound + 1;
-  constexpr Bits kLow = __builtin_bit_cast(Bits, kRound + F::kExp2Min - 1);
-  constexpr Bits kHigh = __builtin_bit_cast(Bits, kRound + F::kExp2Max);
+  constexpr Bits kInfinite = __builtin_bit_cast(Bits, kRound + F::kExp2Max);
+  x = x < F::kExp2Min - 1 ? F::kExp2Min - 1 : x;
   const T shifted = x + kRound;
   Bits bits = __builtin_bit_cast(Bits, shifted);
-  bits = bits < kLow ? kLow : bits;
-  bits = bits > kHigh ? kHigh : bits;
+  bits = bits > kInfinite ? kInfinite : bits;
   const T power = __builtin_bit_cast(T, bits << F::kMantissaBits);
   return power * (T(1) + exp2m1_reduced(x - (shifted - kRound)));
 }

@@ -1,4 +1,5 @@
 #include <retain/kernels/common/cpu_isa.h>
+#include <retain/kernels/common/flush_denormals.h>
 #include <retain/kernels/selective_scan/selective_scan.h>
 
 #include <algorithm>
@@ -35,15 +36,13 @@ ScanSizes scan_sizes(int64_t time, int64_t batch, int64_t dim, int64_t d_state, 
 template <typename T>
 void selective_scan_pack(const ScanSizes& size, const T* A, T* A_tiles) {
   constexpr int64_t kLanes = kScanLanes<T>;
-  constexpr T kFinite = sizeof(T) == 4 ? T(1e30) : T(1e300);  // exp2 takes no infinity
   const int64_t per_group = size.D / size.G;
   std::fill_n(A_tiles, size.tiles * size.N * kLanes, T(0));
   for (int64_t d = 0; d < size.D; ++d) {
     const int64_t tile = (d / per_group) * size.tiles_per_group + (d % per_group) / kLanes;
     T* packed = A_tiles + tile * size.N * kLanes + (d % per_group) % kLanes;
     for (int64_t n = 0; n < size.N; ++n) {
-      const T exponent = A[d * size.N + n] * T(1.4426950408889634074);
-      packed[n * kLanes] = exponent < -kFinite ? -kFinite : exponent > kFinite ? kFinite : exponent;
+      packed[n * kLanes] = A[d * size.N + n] * T(1.4426950408889634074);
     }
   }
 }
@@ -75,11 +74,13 @@ int64_t selective_scan_bwd_scratch(const ScanSizes& size, int64_t lanes) {
 
 template <typename T>
 void selective_scan_fwd(const SelectiveScanFwd<T>& params, int64_t begin, int64_t end, T* scratch) {
+  const FlushDenormals flush;
   RETAIN_DISPATCH_ISA(selective_scan_fwd, params, begin, end, scratch);
 }
 
 template <typename T>
 void selective_scan_bwd(const SelectiveScanBwd<T>& params, int64_t begin, int64_t end, T* scratch) {
+  const FlushDenormals flush;
   RETAIN_DISPATCH_ISA(selective_scan_bwd, params, begin, end, scratch);
 }
 

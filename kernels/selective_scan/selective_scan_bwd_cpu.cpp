@@ -251,7 +251,7 @@ void row_of_block(const SelectiveScanBwd<T>& p, const Block& block, int64_t b,
                   const Scratch<T>& scratch) {
   const auto& size = p.in.size;
   const int64_t state = size.N * kScanLanes<T>;
-  fill_zero(scratch.dh, kScanTiles * state);
+  if (p.dlast_state == nullptr) fill_zero(scratch.dh, block.tiles * state);
   for (int64_t i = 0; p.dlast_state != nullptr && i < block.tiles; ++i) {
     load_tile(p.dlast_state + b * size.D * size.N, tile_at<T>(size, block.first_tile + i), size.N,
               scratch.dh + i * state);

@@ -78,7 +78,7 @@ template <typename T>
 void row_of_block(const SelectiveScanFwd<T>& p, const Block& block, int64_t b, T* h) {
   const auto& size = p.in.size;
   const int64_t state = size.N * kScanLanes<T>;
-  fill_zero(h, block.tiles * state);
+  if (p.initial_state == nullptr) fill_zero(h, block.tiles * state);
   for (int64_t i = 0; p.initial_state != nullptr && i < block.tiles; ++i) {
     load_tile(p.initial_state + b * size.D * size.N, tile_at<T>(size, block.first_tile + i), size.N,
               h + i * state);

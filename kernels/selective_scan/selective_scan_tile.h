@@ -119,23 +119,57 @@ RETAIN_INLINE void store_steps(const StepLanes<T>& from, const Tile& tile, int64
   }
 }
 
-/// The tile's rows of a [D, N] matrix → [N, lanes].
+/// to[j · to_stride + i] = from[i · from_stride + j] for a 4 by 4 block.
+RETAIN_INLINE void transpose_block(const float* from, int64_t from_stride, float* to,
+                                   int64_t to_stride) {
+  typedef float Quad __attribute__((vector_size(16)));
+  Quad row[4];
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(&row[i], from + i * from_stride, sizeof(Quad));
+  const Quad low01 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
+  const Quad low23 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+  const Quad high01 = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
+  const Quad high23 = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+  const Quad column[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
+                          __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+                          __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
+                          __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+  for (int j = 0; j < 4; ++j) __builtin_memcpy(to + j * to_stride, &column[j], sizeof(Quad));
+}
+
+RETAIN_INLINE void transpose_block(const double* from, int64_t from_stride, double* to,
+                                   int64_t to_stride) {
+  for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < 4; ++j) to[j * to_stride + i] = from[i * from_stride + j];
+  }
+}
+
+/// [rows, columns] → [columns, rows], in blocks where the sizes allow.
 template <typename T>
-RETAIN_INLINE void load_tile(const T* matrix, const Tile& tile, int64_t N, T* packed) {
-  const T* from = matrix + tile.channel * N;
-  for (int64_t n = 0; n < N; ++n) {
-    for (int64_t c = 0; c < kScanLanes<T>; ++c) {
-      packed[n * kScanLanes<T> + c] = c < tile.width ? from[c * N + n] : T(0);
+RETAIN_INLINE void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns,
+                             T* to, int64_t to_stride) {
+  const int64_t row_blocks = rows / 4 * 4, column_blocks = columns / 4 * 4;
+  for (int64_t i = 0; i < row_blocks; i += 4) {
+    for (int64_t j = 0; j < column_blocks; j += 4) {
+      transpose_block(from + i * from_stride + j, from_stride, to + j * to_stride + i, to_stride);
+    }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = i < row_blocks ? column_blocks : 0; j < columns; ++j) {
+      to[j * to_stride + i] = from[i * from_stride + j];
     }
   }
 }
 
+/// The tile's rows of a [D, N] matrix → [N, lanes].
+template <typename T>
+RETAIN_INLINE void load_tile(const T* matrix, const Tile& tile, int64_t N, T* packed) {
+  if (tile.width < kScanLanes<T>) fill_zero(packed, N * kScanLanes<T>);
+  transpose(matrix + tile.channel * N, N, tile.width, N, packed, kScanLanes<T>);
+}
+
 template <typename T>
 RETAIN_INLINE void store_tile(const T* packed, const Tile& tile, int64_t N, T* matrix) {
-  T* to = matrix + tile.channel * N;
-  for (int64_t c = 0; c < tile.width; ++c) {
-    for (int64_t n = 0; n < N; ++n) to[c * N + n] = packed[n * kScanLanes<T> + c];
-  }
+  transpose(packed, kScanLanes<T>, N, tile.width, matrix + tile.channel * N, N);
 }
 
 template <typename T>

@@ -1,6 +1,6 @@
+#include <ATen/ATen.h>
 #include <retain/lib/cores/core.h>
 #include <retain/lib/ops/checks.h>
-#include <torch/torch.h>
 
 namespace retain {
 

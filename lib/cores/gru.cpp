@@ -1,6 +1,6 @@
+#include <ATen/ATen.h>
 #include <retain/lib/cores/gru.h>
 #include <retain/lib/ops/gru.h>
-#include <torch/torch.h>
 
 #include <cmath>
 
@@ -14,7 +14,7 @@ GRU::GRU(const GRUOptions& options) : options_(options) {
               options.chrono_horizon);
   const double bound = 1.0 / std::sqrt(static_cast<double>(H));
   const auto uniform = [&](at::IntArrayRef sizes) {
-    return torch::empty(sizes).uniform_(-bound, bound);
+    return at::empty(sizes).uniform_(-bound, bound);
   };
   weight_ih_ = register_parameter("weight_ih", uniform({3 * H, H}));
   weight_hh_ = register_parameter("weight_hh", uniform({3 * H, H}));

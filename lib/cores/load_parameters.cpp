@@ -1,5 +1,5 @@
+#include <ATen/ATen.h>
 #include <retain/lib/cores/load_parameters.h>
-#include <torch/torch.h>
 
 #include <sstream>
 

@@ -1,7 +1,7 @@
+#include <ATen/ATen.h>
 #include <retain/lib/cores/mamba1.h>
 #include <retain/lib/ops/causal_conv1d.h>
 #include <retain/lib/ops/selective_scan.h>
-#include <torch/torch.h>
 
 #include <cmath>
 
@@ -49,9 +49,9 @@ Mamba1::Mamba1(const Mamba1Options& options) : options_(checked(options)) {
       "x_proj", torch::nn::Linear(LinearOptions(d_inner(), o.dt_rank + 2 * o.d_state).bias(false)));
   dt_proj_ = register_module("dt_proj", torch::nn::Linear(o.dt_rank, d_inner()));
   reset_dt_proj();
-  const auto A = torch::arange(1, o.d_state + 1, at::kFloat).expand({d_inner(), o.d_state});
+  const auto A = at::arange(1, o.d_state + 1, at::kFloat).expand({d_inner(), o.d_state});
   A_log_ = register_parameter("A_log", A.log());
-  D_ = register_parameter("D", torch::ones({d_inner()}));
+  D_ = register_parameter("D", at::ones({d_inner()}));
   out_proj_ = register_module("out_proj",
                               torch::nn::Linear(LinearOptions(d_inner(), o.d_model).bias(false)));
 }
@@ -61,7 +61,7 @@ void Mamba1::reset_dt_proj() {
   const double bound = 1.0 / std::sqrt(static_cast<double>(options_.dt_rank));
   dt_proj_->weight.uniform_(-bound, bound);
   const double low = std::log(options_.dt_min), high = std::log(options_.dt_max);
-  const auto dt = (torch::rand({d_inner()}, at::kDouble) * (high - low) + low)
+  const auto dt = (at::rand({d_inner()}, at::kDouble) * (high - low) + low)
                       .exp()
                       .clamp_min(options_.dt_init_floor);
   dt_proj_->bias.copy_(dt + (-(-dt).expm1()).log());  // the inverse of softplus

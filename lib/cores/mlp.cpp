@@ -1,5 +1,5 @@
+#include <ATen/ATen.h>
 #include <retain/lib/cores/mlp.h>
-#include <torch/torch.h>
 
 namespace retain {
 

@@ -1,9 +1,9 @@
+#include <ATen/ATen.h>
 #include <retain/lib/cores/gru.h>
 #include <retain/lib/cores/mamba1.h>
 #include <retain/lib/cores/mlp.h>
 #include <retain/lib/cores/registry.h>
 #include <retain/lib/cores/stack.h>
-#include <torch/torch.h>
 
 #include <algorithm>
 #include <cmath>

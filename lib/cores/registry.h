@@ -27,7 +27,7 @@ struct CoreOptions {
 /// "mamba", "gru", "gru_chrono", "mlp".
 std::vector<std::string> core_names();
 
-/// A Stack with LibTorch's global generator as its source of random weights: torch::manual_seed
+/// A Stack with LibTorch's global generator as its source of random weights: at::manual_seed
 /// makes it reproducible. Throws c10::Error for an option out of range, and for an unknown name
 /// lists the valid ones.
 std::shared_ptr<Core> make_core(const CoreOptions& options);

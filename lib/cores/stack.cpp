@@ -1,6 +1,7 @@
+#include <ATen/ATen.h>
 #include <retain/lib/cores/stack.h>
 #include <retain/lib/ops/rms_norm.h>
-#include <torch/torch.h>
+#include <torch/nn/modules/container/modulelist.h>
 
 namespace retain {
 namespace {
@@ -8,7 +9,7 @@ namespace {
 // A module whose only parameter is called weight, as the public models' norms are.
 class Norm : public torch::nn::Module {
  public:
-  explicit Norm(int64_t d_model) : weight(register_parameter("weight", torch::ones({d_model}))) {}
+  explicit Norm(int64_t d_model) : weight(register_parameter("weight", at::ones({d_model}))) {}
   const Tensor weight;
 };
 

@@ -1,5 +1,5 @@
+#include <ATen/ATen.h>
 #include <retain/lib/nets/distributions.h>
-#include <torch/torch.h>
 
 #include <cmath>
 #include <limits>

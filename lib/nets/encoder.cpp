@@ -1,5 +1,6 @@
+#include <ATen/ATen.h>
 #include <retain/lib/nets/encoder.h>
-#include <torch/torch.h>
+#include <torch/nn/init.h>
 
 #include <cmath>
 

@@ -1,5 +1,6 @@
+#include <ATen/ATen.h>
 #include <retain/lib/nets/heads.h>
-#include <torch/torch.h>
+#include <torch/nn/init.h>
 
 #include <numeric>
 
@@ -41,7 +42,7 @@ PolicyHead::PolicyHead(const PolicyHeadOptions& options) : options_(options) {
   const int64_t outputs = num_outputs(options);
   linear_ = register_module("linear", orthogonal_linear(options.d_model, outputs, options.gain));
   if (options.kind == ActionKind::gaussian) {
-    log_std_ = register_parameter("log_std", torch::zeros({outputs}));
+    log_std_ = register_parameter("log_std", at::zeros({outputs}));
   }
 }
 

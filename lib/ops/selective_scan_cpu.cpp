@@ -4,8 +4,6 @@
 #include <retain/lib/ops/kernel_arguments.h>
 #include <retain/lib/ops/selective_scan_tensors.h>
 
-#include <algorithm>
-
 namespace retain {
 namespace {
 
@@ -46,15 +44,14 @@ struct Prepared {
   }
 };
 
-/// Runs kernel(params, begin, end, scratch) over all items; a thread takes at least 64k state
-/// updates.
+/// Runs kernel(params, begin, end, scratch) over all items; `cost` is the nanoseconds that one
+/// state update takes.
 template <typename T, typename Params>
 void spread(void (*kernel)(const Params&, int64_t, int64_t, T*), const Params& params,
-            int64_t items, int64_t scratch_size) {
+            int64_t items, int64_t scratch_size, double cost) {
   const auto& size = params.in.size;
-  const int64_t work = size.B * size.tiles * kScanLanes<T> * size.N * std::max<int64_t>(size.T, 1);
-  const int64_t grain = std::max<int64_t>(1, items * 65536 / std::max<int64_t>(work, 1));
-  at::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
+  const int64_t updates = size.T * size.B * size.tiles * kScanLanes<T> * (size.N + 4);
+  parallel_items(items, cost * static_cast<double>(updates), [&](int64_t begin, int64_t end) {
     const Tensor scratch = at::empty({scratch_size}, c10::CppTypeToScalarType<T>::value);
     kernel(params, begin, end, mutable_pointer<T>(scratch));
   });
@@ -79,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const SelectiveScanTensors& tensors, 
       .checkpoints = keep ? mutable_pointer<T>(checkpoints) : nullptr,
   };
   spread<T>(kernels::selective_scan_fwd<T>, params, size.B * size.G * size.blocks_per_group,
-            kernels::selective_scan_fwd_scratch(size, kScanLanes<T>));
+            kernels::selective_scan_fwd_scratch(size, kScanLanes<T>), 0.5);
   return {y.to(tensors.u.scalar_type()), last_state, checkpoints};
 }
 
@@ -129,7 +126,7 @@ SelectiveScanGradients backward(const Tensor& dy, const Tensor& dlast_state,
       .dinitial_state = mutable_pointer<T>(dinitial_state),
   };
   spread<T>(kernels::selective_scan_bwd<T>, params, size.row_tiles * size.G * size.blocks_per_group,
-            kernels::selective_scan_bwd_scratch(size, kScanLanes<T>));
+            kernels::selective_scan_bwd_scratch(size, kScanLanes<T>), 1.5);
   const auto none = at::empty({0}, options);
   const auto weight = [&](const Tensor& argument, const Tensor& rows) {
     return argument.defined() ? sum_rows<T>(size, rows, 1, {size.D}) : none;

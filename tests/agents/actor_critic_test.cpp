@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include "agents/fixtures.h"
 #include "support/random_tensors.h"

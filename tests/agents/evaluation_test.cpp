@@ -60,11 +60,13 @@ TEST(Evaluate, CarriesTheMemoryFromFirstToLast) {
 }
 
 TEST(Evaluate, PlaysOneEpisodeInEachEnvironment) {
-  const auto walk = [] { return vectorize(Walk{}, 5, 2); };
-  const auto policy = make_policy(walk()->spec(), "gru");
-  EXPECT_NEAR(evaluate(*policy, *walk()).mean_return, played_whole(*policy, *walk()), 1e-6);
-  EXPECT_NEAR(evaluate(*policy, *recall(30, 40)).mean_return,
-              played_whole(*policy, *recall(30, 40)), 1e-6);
+  const auto expect_whole = [](const std::function<std::unique_ptr<VectorEnv>()>& make_env) {
+    const auto policy = make_policy(make_env()->spec(), "gru");
+    const auto result = evaluate(*policy, *make_env());
+    EXPECT_NEAR(result.mean_return, played_whole(*policy, *make_env()), 1e-6);
+  };
+  expect_whole([] { return vectorize(Walk{}, 5, 2); });
+  expect_whole([] { return recall(30, 40); });
 }
 
 TEST(Evaluate, IsTheSameTwice) {

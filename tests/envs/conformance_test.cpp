@@ -49,18 +49,18 @@ TEST_P(Conformance, SizesAndTypesAreAsTheSpecSays) {
   const Play p = play(*env, 3);
   const TimeSteps& steps = p.steps.back();
   EXPECT_EQ(steps.observation.sizes(), (std::vector<int64_t>{5, env->spec().observation_size}));
-  EXPECT_EQ(steps.observation.scalar_type(), torch::kFloat);
+  EXPECT_EQ(steps.observation.scalar_type(), at::kFloat);
   EXPECT_EQ(steps.reward.sizes(), std::vector<int64_t>{5});
-  EXPECT_EQ(steps.reward.scalar_type(), torch::kFloat);
+  EXPECT_EQ(steps.reward.scalar_type(), at::kFloat);
   EXPECT_EQ(steps.discount.sizes(), std::vector<int64_t>{5});
-  EXPECT_EQ(steps.discount.scalar_type(), torch::kFloat);
+  EXPECT_EQ(steps.discount.scalar_type(), at::kFloat);
   EXPECT_EQ(steps.step_type.sizes(), std::vector<int64_t>{5});
-  EXPECT_EQ(steps.step_type.scalar_type(), torch::kByte);
+  EXPECT_EQ(steps.step_type.scalar_type(), at::kByte);
   ASSERT_EQ(steps.legal_actions.defined(), env->spec().action.masked);
   if (!steps.legal_actions.defined()) return;
   EXPECT_EQ(steps.legal_actions.sizes(),
             (std::vector<int64_t>{5, env->spec().action.num_values[0]}));
-  EXPECT_EQ(steps.legal_actions.scalar_type(), torch::kBool);
+  EXPECT_EQ(steps.legal_actions.scalar_type(), at::kBool);
 }
 
 TEST_P(Conformance, FirstHasNoRewardAndDiscountOne) {
@@ -79,11 +79,11 @@ TEST_P(Conformance, FirstHasNoRewardAndDiscountOne) {
 TEST_P(Bounded, EpisodesEndWithinTheirBound) {
   auto env = make(5);
   const int64_t bound = env->spec().max_episode_steps;
-  Tensor length = torch::zeros({5}, torch::kLong);
+  Tensor length = at::zeros({5}, at::kLong);
   Tensor longest = length.clone();
   for (const TimeSteps& steps : play(*env, num_steps(*env)).steps) {
-    length = torch::where(steps.first(), torch::zeros_like(length), length + 1);
-    longest = torch::maximum(longest, length);
+    length = at::where(steps.first(), at::zeros_like(length), length + 1);
+    longest = at::maximum(longest, length);
     EXPECT_LE(length.max().item<int64_t>(), bound);
   }
   const bool drawn = env->spec().options.find("log_uniform") != std::string::npos;
@@ -116,7 +116,7 @@ TEST_P(Conformance, SeedsAndEnvironmentsDiffer) {
     for (int64_t episode = 0; episode < 4; ++episode) {
       for (const TimeSteps& steps : play(env, rows).steps) all.push_back(steps.observation);
     }
-    return torch::stack(all, 1);
+    return at::stack(all, 1);
   };
   auto one = make(16, 3), two = make(16, 4);
   const Tensor a = observations(*one, num_steps(*one)), b = observations(*two, num_steps(*two));
@@ -142,10 +142,10 @@ TEST_P(Conformance, ASweepEqualsItsSteps) {
 TEST_P(Conformance, ThreadsDoNotMatter) {
   auto one = make(70), two = make(70);
   const Play a = play(*one, 40);
-  const TimeSteps sweep_a = one->sweep(torch::zeros_like(a.actions));
+  const TimeSteps sweep_a = one->sweep(at::zeros_like(a.actions));
   at::set_num_threads(2);
   const Play b = play(*two, 40);
-  const TimeSteps sweep_b = two->sweep(torch::zeros_like(a.actions));
+  const TimeSteps sweep_b = two->sweep(at::zeros_like(a.actions));
   for (size_t t = 0; t < a.steps.size(); ++t) EXPECT_TRUE(same(a.steps[t], b.steps[t]));
   EXPECT_TRUE(same(sweep_a, sweep_b));
 }
@@ -194,7 +194,7 @@ TEST_P(Conformance, TheActionAfterLastIsIgnored) {
     const Tensor actions = random_actions(*one, 5, t);
     const Tensor last = one->current().last().view({-1, 1}).expand_as(actions.view({8, -1}));
     const Tensor other =
-        torch::where(last, 1 - actions.view({8, -1}).clamp_max(1), actions.view({8, -1}))
+        at::where(last, 1 - actions.view({8, -1}).clamp_max(1), actions.view({8, -1}))
             .view_as(actions);
     ASSERT_TRUE(same(one->step(actions), two->step(other.contiguous()))) << "row " << t;
   }

@@ -1,7 +1,7 @@
 #pragma once
 
+#include <ATen/ATen.h>
 #include <retain/envs/vector_env.h>
-#include <torch/torch.h>
 
 #include <functional>
 #include <string>
@@ -20,13 +20,13 @@ inline Tensor random_actions(const VectorEnv& env, uint64_t seed, int64_t step) 
       uniforms(seed, Stream::action, step, 1, env.num_envs(), count, env.first_environment())[0];
   if (action.kind == ActionSpec::Kind::continuous) return uniform * 2 - 1;
   if (action.masked) {
-    const Tensor legal = env.current().legal_actions.to(torch::kLong);
-    const Tensor rank = (uniform * legal.sum(-1, true)).to(torch::kLong);  // the rank-th legal one
+    const Tensor legal = env.current().legal_actions.to(at::kLong);
+    const Tensor rank = (uniform * legal.sum(-1, true)).to(at::kLong);  // the rank-th legal one
     return (legal.cumsum(-1) <= rank).sum(-1);
   }
-  const Tensor actions = (uniform * torch::tensor(std::vector<double>(action.num_values.begin(),
-                                                                      action.num_values.end())))
-                             .to(torch::kLong);
+  const Tensor actions = (uniform * at::tensor(std::vector<double>(action.num_values.begin(),
+                                                                   action.num_values.end())))
+                             .to(at::kLong);
   return count == 1 && action.kind == ActionSpec::Kind::categorical ? actions.squeeze(-1) : actions;
 }
 
@@ -44,18 +44,18 @@ inline Play play(VectorEnv& env, int64_t num_steps, uint64_t seed = 7) {
     actions.push_back(random_actions(env, seed, t));
     result.steps.push_back(env.step(actions.back()));
   }
-  result.actions = torch::stack(actions);
+  result.actions = at::stack(actions);
   return result;
 }
 
 /// Undiscounted returns [B] of the first episode of every environment.
 inline Tensor first_returns(VectorEnv& env, const std::function<Tensor(int64_t step)>& policy) {
   TimeSteps now = env.reset();
-  Tensor returns = torch::zeros({env.num_envs()}, torch::kDouble);
-  Tensor running = torch::ones({env.num_envs()}, torch::kBool);
+  Tensor returns = at::zeros({env.num_envs()}, at::kDouble);
+  Tensor running = at::ones({env.num_envs()}, at::kBool);
   for (int64_t t = 0; running.any().item<bool>(); ++t) {
     now = env.step(policy(t));
-    returns += now.reward.to(torch::kDouble) * running;
+    returns += now.reward.to(at::kDouble) * running;
     running = running.logical_and(now.last().logical_not());
   }
   return returns;

@@ -33,7 +33,7 @@ std::string playthrough(VectorEnv& env, const std::vector<int64_t>& actions) {
     }
     if (t == actions.size()) return text.str() + '\n';
     text << " -> " << actions[t] << '\n';
-    now = env.step(torch::tensor({actions[t]}));
+    now = env.step(at::tensor({actions[t]}));
   }
 }
 

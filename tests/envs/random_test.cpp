@@ -1,6 +1,6 @@
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <retain/envs/vector_env.h>
-#include <torch/torch.h>
 
 #include <array>
 #include <cmath>

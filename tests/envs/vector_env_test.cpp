@@ -29,46 +29,46 @@ std::string refusal(const std::function<void()>& call) {
 TEST(VectorEnv, ActionsOfAnotherShapeTypeOrRangeAreNamed) {
   auto env = vectorize(Catch{}, 3, 1);
   env->reset();
-  const auto longs = torch::kLong;
+  const auto longs = at::kLong;
   EXPECT_THAT(refusal([&] { env->step({}); }), HasSubstr("catch.step: action is undefined"));
-  EXPECT_THAT(refusal([&] { env->step(torch::zeros({3})); }),
+  EXPECT_THAT(refusal([&] { env->step(at::zeros({3})); }),
               HasSubstr("catch.step: action must be int64, got float"));
-  EXPECT_THAT(refusal([&] { env->step(torch::zeros({4}, longs)); }),
+  EXPECT_THAT(refusal([&] { env->step(at::zeros({4}, longs)); }),
               HasSubstr("catch.step: action must be [3], got [4]"));
   EXPECT_THAT(refusal([&] {
-                env->step(torch::zeros({3, 1}, longs));
+                env->step(at::zeros({3, 1}, longs));
               }),
               HasSubstr("catch.step: action must be [3], got [3, 1]"));
-  EXPECT_THAT(refusal([&] { env->sweep(torch::zeros({3}, longs)); }),
+  EXPECT_THAT(refusal([&] { env->sweep(at::zeros({3}, longs)); }),
               HasSubstr("catch.sweep: action must be [3, 3], got [3]"));
   EXPECT_THAT(refusal([&] {
-                env->step(torch::tensor({0, 3, 0}));
+                env->step(at::tensor({0, 3, 0}, at::kLong));
               }),
               HasSubstr("catch.step: actions must be in [0, 3), got 3"));
   EXPECT_THAT(refusal([&] {
-                env->step(torch::tensor({0, -1, 0}));
+                env->step(at::tensor({0, -1, 0}, at::kLong));
               }),
               HasSubstr("catch.step: actions must be in [0, 3), got -1"));
-  EXPECT_THAT(refusal([&] { env->step(torch::zeros({3}, longs).to("meta")); }),
+  EXPECT_THAT(refusal([&] { env->step(at::zeros({3}, longs).to("meta")); }),
               HasSubstr("catch.step: action must be on the CPU, got meta"));
 }
 
 TEST(VectorEnv, ActionsOfSeveralComponentsAreCheckedEach) {
   auto dials = vectorize(Dials{}, 2, 1);
   dials->reset();
-  EXPECT_THAT(refusal([&] { dials->step(torch::zeros({2}, torch::kLong)); }),
+  EXPECT_THAT(refusal([&] { dials->step(at::zeros({2}, at::kLong)); }),
               HasSubstr("dials.step: action must be [2, 2], got [2]"));
   EXPECT_THAT(refusal([&] {
-                dials->step(torch::tensor({{0, 2}, {2, 0}}));
+                dials->step(at::tensor({0, 2, 2, 0}, at::kLong).view({2, 2}));
               }),
               HasSubstr("dials.step: actions must be in [0, 2), got 2"));
   auto drift = vectorize(Drift{}, 2, 1);
   drift->reset();
   EXPECT_THAT(refusal([&] {
-                drift->step(torch::zeros({2, 2}, torch::kLong));
+                drift->step(at::zeros({2, 2}, at::kLong));
               }),
               HasSubstr("drift.step: action must be float32, got"));
-  const Tensor nan = torch::full({2, 2}, std::numeric_limits<float>::quiet_NaN());
+  const Tensor nan = at::full({2, 2}, std::numeric_limits<float>::quiet_NaN());
   EXPECT_THAT(refusal([&] { drift->step(nan); }),
               HasSubstr("drift.step: actions must be finite, got nan"));
 }
@@ -78,12 +78,12 @@ TEST(VectorEnv, AnIllegalActionIsNamedAndChangesNothing) {
   env->reset();
   const std::vector<uint8_t> before = env->save();
   EXPECT_THAT(refusal([&] {
-                env->step(torch::tensor({0, 2}));
+                env->step(at::tensor({0, 2}, at::kLong));
               }),
               HasSubstr("recall.step: action 2 of environment 1 is not legal now"));
   EXPECT_EQ(env->save(), before);
   EXPECT_THAT(refusal([&] {
-                env->sweep(torch::tensor({{0, 0}, {0, 0}, {1, 0}}));
+                env->sweep(at::tensor({0, 0, 0, 0, 1, 0}, at::kLong).view({3, 2}));
               }),
               HasSubstr("recall.sweep: action 1 of environment 0 is not legal at row 2"));
 }
@@ -91,7 +91,8 @@ TEST(VectorEnv, AnIllegalActionIsNamedAndChangesNothing) {
 TEST(VectorEnv, StridedActionsAreReadAsTheyAre) {
   auto env = vectorize(Catch{}, 4, 1), twin = vectorize(Catch{}, 4, 1);
   env->reset(), twin->reset();
-  const Tensor actions = torch::tensor({{0, 2}, {1, 2}, {2, 0}, {0, 1}}).t();  // [2, 4]
+  const Tensor actions =
+      at::tensor({0, 2, 1, 2, 2, 0, 0, 1}, at::kLong).view({4, 2}).t();  // [2, 4]
   EXPECT_TRUE(same(env->sweep(actions), twin->sweep(actions.contiguous())));
 }
 
@@ -99,7 +100,7 @@ TEST(VectorEnv, ASweepOfNothingChangesNothing) {
   auto env = vectorize(Recall{.horizon = 3}, 2, 1);
   env->reset();
   const std::vector<uint8_t> before = env->save();
-  const TimeSteps none = env->sweep(torch::zeros({0, 2}, torch::kLong));
+  const TimeSteps none = env->sweep(at::zeros({0, 2}, at::kLong));
   EXPECT_EQ(none.observation.sizes(), (std::vector<int64_t>{0, 2, 6}));
   EXPECT_EQ(none.legal_actions.sizes(), (std::vector<int64_t>{0, 2, 4}));
   EXPECT_EQ(env->save(), before);
@@ -108,7 +109,7 @@ TEST(VectorEnv, ASweepOfNothingChangesNothing) {
 TEST(VectorEnv, BeforeTheFirstResetThereIsNothingCurrentAndAStepBegins) {
   auto env = vectorize(Recall{.horizon = 3}, 2, 1), twin = vectorize(Recall{.horizon = 3}, 2, 1);
   EXPECT_THAT(refusal([&] { env->current(); }), HasSubstr("recall.current: call reset() first"));
-  EXPECT_TRUE(same(env->step(torch::tensor({3, 3})), twin->reset()));
+  EXPECT_TRUE(same(env->step(at::tensor({3, 3}, at::kLong)), twin->reset()));
 }
 
 TEST(VectorEnv, BothDriversGiveTheSame) {

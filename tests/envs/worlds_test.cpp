@@ -40,10 +40,10 @@ TEST(Gap, TheShortestHorizonHasOneLength) {
 TEST(Recall, TheQuerySaysNothingAboutTheCue) {
   auto env = vectorize(Recall{.horizon = 4}, 50, 2);
   const TimeSteps begin = env->reset();
-  const TimeSteps steps = env->sweep(torch::zeros({5, 50}, torch::kLong));
+  const TimeSteps steps = env->sweep(at::zeros({5, 50}, at::kLong));
   EXPECT_GT(begin.observation.std(0).slice(0, 0, 4).min().item<float>(), 0);  // all cues are there
   const Tensor query = steps.observation[4];
-  EXPECT_TRUE(query.equal(torch::tensor({0.f, 0.f, 0.f, 0.f, 0.f, 1.f}).expand({50, 6})));
+  EXPECT_TRUE(query.equal(at::tensor({0.f, 0.f, 0.f, 0.f, 0.f, 1.f}).expand({50, 6})));
   const Tensor noise = steps.observation.slice(0, 0, 4);
   EXPECT_TRUE((noise.select(-1, 4).abs() == 1).all().item<bool>());
   EXPECT_NEAR(noise.select(-1, 4).mean().item<float>(), 0, bound(1, 200));
@@ -52,14 +52,14 @@ TEST(Recall, TheQuerySaysNothingAboutTheCue) {
 TEST(Recall, WithoutNoiseTheGapIsSilent) {
   auto env = vectorize(Recall{.horizon = 4, .noise = false}, 5, 2);
   env->reset();
-  EXPECT_TRUE((env->sweep(torch::zeros({4, 5}, torch::kLong)).observation == 0).all().item<bool>());
+  EXPECT_TRUE((env->sweep(at::zeros({4, 5}, at::kLong)).observation == 0).all().item<bool>());
 }
 
 TEST(Rewrite, CuesComeAtEveryStepOfTheGapAlike) {
   const int64_t num_envs = 8000, horizon = 6;
   auto env = vectorize(Rewrite{.horizon = horizon, .rewrites = 2}, num_envs, 4);
   env->reset();
-  const TimeSteps gap = env->sweep(torch::zeros({horizon, num_envs}, torch::kLong));
+  const TimeSteps gap = env->sweep(at::zeros({horizon, num_envs}, at::kLong));
   const Tensor shown = gap.observation.slice(-1, 0, 4).sum(-1);  // [T, B]
   EXPECT_TRUE((shown.sum(0) == 2).all().item<bool>());
   const Tensor share = shown.mean(1);
@@ -70,7 +70,7 @@ TEST(Rewrite, CuesComeAtEveryStepOfTheGapAlike) {
 TEST(RepeatPrevious, ADeckHasThirteenOfEverySuit) {
   auto env = vectorize(RepeatPrevious{.decks = 2, .k = 4}, 20, 4);
   Tensor seen = env->reset().observation.clone();
-  seen += env->sweep(torch::zeros({103, 20}, torch::kLong)).observation.sum(0);
+  seen += env->sweep(at::zeros({103, 20}, at::kLong)).observation.sum(0);
   EXPECT_TRUE((seen == 26).all().item<bool>());
   EXPECT_TRUE(env->current().last().all().item<bool>());
 }
@@ -88,15 +88,14 @@ TEST(MemoryChain, EveryBitIsAskedFor) {
   auto env = vectorize(MemoryChain{.horizon = 3, .num_bits = 5}, 400, 4);
   const TimeSteps begin = env->reset();
   EXPECT_TRUE((begin.observation.slice(-1, 2).abs() == 1).all().item<bool>());
-  const Tensor query =
-      env->sweep(torch::zeros({2, 400}, torch::kLong)).observation[1].select(-1, 1);
+  const Tensor query = env->sweep(at::zeros({2, 400}, at::kLong)).observation[1].select(-1, 1);
   for (int64_t q = 0; q < 5; ++q) EXPECT_GT((query == q).sum().item<int64_t>(), 40);
 }
 
 TEST(TMaze, WithoutMemoryHalfTheGoalsAreMet) {
   auto env = vectorize(TMaze{.horizon = 4, .oracle_offset = 1}, 3000, 4);
   const Tensor returns = first_returns(*env, [&](int64_t) {  // right, and up where there is an up
-    return env->current().observation.select(-1, 0).to(torch::kLong);
+    return env->current().observation.select(-1, 0).to(at::kLong);
   });
   EXPECT_NEAR(returns.mean().item<double>(), env->spec().memoryless_return, bound(0.5, 3000));
 }
@@ -116,7 +115,7 @@ TEST(Catch, TheBallFallsAStraightLine) {
   Tensor board = env->reset().observation.view({30, 10, 5});
   const Tensor column = board.select(1, 0).argmax(-1);
   for (int64_t row = 1; row < 9; ++row) {
-    board = env->step(torch::ones({30}, torch::kLong)).observation.view({30, 10, 5});
+    board = env->step(at::ones({30}, at::kLong)).observation.view({30, 10, 5});
     EXPECT_TRUE(board.select(1, row).argmax(-1).equal(column));
     EXPECT_TRUE(board.select(1, 9).argmax(-1).eq(2).all().item<bool>());
   }

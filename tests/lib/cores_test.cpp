@@ -1,6 +1,7 @@
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <retain/lib/cores/registry.h>
-#include <torch/torch.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include "support/errors.h"
 #include "support/random_tensors.h"
@@ -59,7 +60,7 @@ void expect_close(const State& a, const State& b) {
 class EveryCore : public ::testing::TestWithParam<std::string> {
  protected:
   EveryCore() {
-    torch::manual_seed(7);
+    at::manual_seed(7);
     core_ = make_core(options_of(GetParam()));
     x_ = randn({kT, kB, kWidth}, 1);
   }
@@ -295,7 +296,7 @@ TEST_P(EveryCore, WrongInputsThrowAndAreNamed) {
 TEST_P(EveryCore, TheSeedDecidesTheParameters) {
   const auto parameters = core_->named_parameters();
   const auto make = [&](uint64_t seed) {
-    torch::manual_seed(seed);
+    at::manual_seed(seed);
     return make_core(options_of(GetParam()))->named_parameters();
   };
   const auto same = make(7), other = make(8);

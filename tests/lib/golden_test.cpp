@@ -1,8 +1,8 @@
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <retain/lib/cores/load_parameters.h>
 #include <retain/lib/cores/mamba1.h>
 #include <retain/lib/cores/stack.h>
-#include <torch/torch.h>
 
 #include "support/golden.h"
 #include "support/random_tensors.h"

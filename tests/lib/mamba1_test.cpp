@@ -1,7 +1,8 @@
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <retain/lib/cores/gru.h>
 #include <retain/lib/cores/mamba1.h>
-#include <torch/torch.h>
+#include <torch/nn/modules/rnn.h>
 
 #include <cmath>
 
@@ -52,7 +53,7 @@ TEST(Mamba1, DtRankIsASixteenthRoundedUp) {
 }
 
 TEST(Mamba1, InitialStepsAreLogUniformBetweenTheirBounds) {
-  torch::manual_seed(3);
+  at::manual_seed(3);
   const Mamba1 core({.d_model = 1000, .d_state = 1, .dt_rank = 4, .dt_min = 1e-3, .dt_max = 1e-1});
   const auto dt = at::softplus(parameter(core, "dt_proj.bias").to(at::kDouble));
   expect_uniform(dt.log(), std::log(1e-3), std::log(1e-1));
@@ -60,7 +61,7 @@ TEST(Mamba1, InitialStepsAreLogUniformBetweenTheirBounds) {
 }
 
 TEST(Mamba1, InitialStepsAreClampedAtTheFloor) {
-  torch::manual_seed(3);
+  at::manual_seed(3);
   const Mamba1 core(
       {.d_model = 500, .d_state = 1, .dt_min = 1e-6, .dt_max = 1e-2, .dt_init_floor = 1e-4});
   const auto dt = at::softplus(parameter(core, "dt_proj.bias").to(at::kDouble));
@@ -85,7 +86,7 @@ TEST(Mamba1, StateHoldsTheLastInputsOfTheConvolutionAndTheScan) {
 }
 
 TEST(Mamba1, WorksWithOneTap) {
-  torch::manual_seed(1);
+  at::manual_seed(1);
   Mamba1 core({.d_model = 4, .d_conv = 1});
   const auto output = core.forward(randn({3, 2, 4}, 1), core.initial_state(2));
   EXPECT_EQ(output.y.sizes(), (std::vector<int64_t>{3, 2, 4}));
@@ -93,7 +94,7 @@ TEST(Mamba1, WorksWithOneTap) {
 }
 
 TEST(Mamba1, ReadsABatchFirstViewOfItsInput) {
-  torch::manual_seed(1);
+  at::manual_seed(1);
   Mamba1 core({.d_model = 4});
   const auto x = randn({5, 3, 4}, 1);
   const auto batch_first = x.transpose(0, 1).contiguous();
@@ -117,7 +118,7 @@ TEST(Mamba1, OptionsOutOfRangeThrowAndAreNamed) {
 }
 
 TEST(GRU, EqualsLibTorchsGRU) {
-  torch::manual_seed(1);
+  at::manual_seed(1);
   GRU core({.d_model = 6});
   torch::nn::GRU theirs(6, 6);
   for (auto& p : theirs->named_parameters()) {
@@ -132,7 +133,7 @@ TEST(GRU, EqualsLibTorchsGRU) {
 }
 
 TEST(GRU, WeightsAreUniformAsLibTorchs) {
-  torch::manual_seed(1);
+  at::manual_seed(1);
   const GRU core({.d_model = 100});
   for (const auto& p : core.named_parameters()) {
     SCOPED_TRACE(p.key());
@@ -141,7 +142,7 @@ TEST(GRU, WeightsAreUniformAsLibTorchs) {
 }
 
 TEST(GRU, ChronoBiasesSpreadTheMemoryUpToTheHorizon) {
-  torch::manual_seed(1);
+  at::manual_seed(1);
   constexpr int64_t kH = 1000;
   const GRU core({.d_model = kH, .chrono_horizon = 500});
   const auto gate = [&](const char* name, int64_t index) {

@@ -79,7 +79,7 @@ TEST(Memory, WithoutResetNothingIsCleared) {
 TEST(Memory, StepsOfEveryCoreFollowItsSequence) {
   const auto x = randn({kSteps, kBatch, 8}, 2), reset = some_resets();
   for (const auto& name : core_names()) {
-    torch::manual_seed(1);
+    at::manual_seed(1);
     const auto core = make_core({.name = name, .d_model = 8, .n_layers = 2, .d_state = 4});
     at::NoGradGuard no_grad;
     const auto whole = core->forward(x, core->initial_state(kBatch), reset);

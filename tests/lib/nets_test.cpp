@@ -1,8 +1,8 @@
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <retain/lib/nets/distributions.h>
 #include <retain/lib/nets/encoder.h>
 #include <retain/lib/nets/heads.h>
-#include <torch/torch.h>
 
 #include <cmath>
 #include <numbers>

@@ -1,3 +1,4 @@
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <retain/lib/cores/gru.h>
 #include <retain/lib/cores/load_parameters.h>
@@ -5,7 +6,7 @@
 #include <retain/lib/cores/registry.h>
 #include <retain/lib/cores/stack.h>
 #include <retain/lib/nets/heads.h>
-#include <torch/torch.h>
+#include <torch/optim/adam.h>
 
 #include "support/errors.h"
 #include "support/random_tensors.h"
@@ -20,7 +21,7 @@ using testing::relative_error;
 Tensor normed(const Tensor& x) { return x / (x.square().mean(-1, true) + 1e-5).sqrt(); }
 
 TEST(Stack, IsNormCoreResidualTwiceAndAFinalNorm) {
-  torch::manual_seed(1);
+  at::manual_seed(1);
   const auto first = std::make_shared<GRU>(GRUOptions{.d_model = 5});
   const auto second = std::make_shared<MLP>(MLPOptions{.d_model = 5});
   Stack stack({first, second});
@@ -35,7 +36,7 @@ TEST(Stack, IsNormCoreResidualTwiceAndAFinalNorm) {
 }
 
 TEST(Stack, WithoutInputNormTheFirstLayerSeesTheScale) {
-  torch::manual_seed(1);
+  at::manual_seed(1);
   const auto core = make_core({.name = "gru", .d_model = 5, .norm_input = false});
   const auto plain = make_core({.name = "gru", .d_model = 5});
   const auto x = randn({4, 2, 5}, 1);
@@ -59,7 +60,7 @@ TEST(Stack, NamesItsParametersAsThePublicBackbone) {
 
 TEST(Stack, DeepMambaStacksShrinkTheirResidualBranches) {
   const auto bound = [](int64_t n_layers) {
-    torch::manual_seed(1);
+    at::manual_seed(1);
     const auto core = make_core({.d_model = 32, .n_layers = n_layers});
     return core->named_parameters()["layers.0.mixer.out_proj.weight"].abs().max().item<double>();
   };
@@ -110,7 +111,7 @@ TEST(LoadParameters, ListsEveryFaultAndChangesNothing) {
 // One of four symbols is shown at the first step; after seven blank steps the head must name it.
 double recall_accuracy(const std::string& name) {
   constexpr int64_t kT = 8, kB = 32, kWidth = 16, kSymbols = 4;
-  torch::manual_seed(1);
+  at::manual_seed(1);
   const auto core = make_core({.name = name, .d_model = kWidth, .dt_max = 1, .chrono_horizon = kT});
   PolicyHead head({.d_model = kWidth, .num_values = {kSymbols}});
   auto parameters = core->parameters();
@@ -118,7 +119,7 @@ double recall_accuracy(const std::string& name) {
   torch::optim::Adam optimizer(parameters, 1e-2);
   double accuracy = 0;
   for (int step = 0; step < 80; ++step) {
-    const auto symbol = torch::randint(kSymbols, {kB});
+    const auto symbol = at::randint(kSymbols, {kB});
     auto x = at::zeros({kT, kB, kWidth});
     x[0] = at::one_hot(symbol, kWidth).to(at::kFloat);
     x.slice(0, 1).select(2, kSymbols).fill_(1);
