@@ -49,8 +49,8 @@ def draw(table, path):
     arms = arms_of(table["results"])
     horizons = sorted({result["horizon"] for result in table["results"]})
     for index, (name, cells) in enumerate(arms.items()):
-        # At a single horizon the arms stand side by side.
-        shift = 1.05 ** (index - (len(arms) - 1) / 2) if len(horizons) == 1 else 1
+        # Side by side, so that equal results do not hide each other.
+        shift = 1.03 ** (index - (len(arms) - 1) / 2)
         draw_arm(axes, name, cells, COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)], shift)
     axes.axhline(0, color="gray", linestyle="--", linewidth=1, label="chance")
     axes.set_xscale("log")

@@ -130,7 +130,7 @@ void add_core_options(Options& options, RunOptions& run) {
   options.add("d_conv", core.d_conv, kOneOrMore, "mamba: taps of the causal convolution.");
   options.add("expand", core.expand, kOneOrMore, "mamba, mlp: inner width = expand x d_model.");
   options.add("dt_min", run.dt_min, "mamba: smallest initial step; 1/horizon follows the horizon.");
-  options.add("dt_max", core.dt_max, kPositive, "mamba: largest initial step.");
+  options.add("dt_max", run.dt_max, "mamba: largest initial step; 10/horizon works too.");
   options.add("dt_init_floor", run.dt_init_floor,
               "mamba: initial steps are clamped from below here; 1/horizon works too.");
   options.add(
@@ -155,6 +155,7 @@ void complete(RunOptions& run) {
   CoreOptions& core = run.trainer.policy.core;
   check_name("core", core.name, core_names());
   core.dt_min = resolve("dt_min", run.dt_min, run.horizon);
+  core.dt_max = resolve("dt_max", run.dt_max, run.horizon);
   core.dt_init_floor = resolve("dt_init_floor", run.dt_init_floor, run.horizon);
   core.chrono_horizon = std::llround(resolve("chrono_horizon", run.chrono_horizon, run.horizon));
   if (run.threads == 0) run.threads = at::get_num_threads();

@@ -22,7 +22,7 @@ struct RunOptions {
   int64_t checkpoint_every = 25;  ///< Updates.
   int64_t threads = 0;  ///< 0 = as many as LibTorch would take; LibTorch's sums depend on it.
   /// Numbers that may follow the horizon: "0.001", "1/horizon", "horizon".
-  std::string dt_min = "0.001", dt_init_floor = "0.0001", chrono_horizon = "1000";
+  std::string dt_min = "0.001", dt_max = "0.1", dt_init_floor = "0.0001", chrono_horizon = "1000";
   TrainerOptions trainer;
 };
 

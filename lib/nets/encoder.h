@@ -6,7 +6,8 @@
 namespace retain {
 using at::Tensor;
 
-/// Observation [T, B, observation_size] → features [T, B, d_model]: one linear map, then a ReLU if `activate`.
+/// Observation [T, B, observation_size] → features [T, B, d_model]: one linear map, then a ReLU if
+/// `activate`.
 class Encoder : public torch::nn::Module {
  public:
   Encoder(int64_t observation_size, int64_t d_model, bool activate = false);

@@ -73,7 +73,7 @@ TEST(PPO, EveryMinibatchTakesItsEnvironmentsMemory) {
     // At this rate the weights stand still, so every ratio of every minibatch must be 1.
     PPO ppo(policy, {.learning_rate = 1e-30, .update_epochs = 2, .num_minibatches = 4});
     const auto metrics = ppo.update(actor.collect(*policy), 1, 0);
-    EXPECT_LE(metrics.approx_kl, 1e-10) << core;
+    EXPECT_LE(metrics.approx_kl, 1e-6) << core;  // what rounding leaves of ratio - 1 - log ratio
     EXPECT_EQ(metrics.clip_fraction, 0);
     EXPECT_EQ(metrics.epochs, 2);
   }

@@ -11,10 +11,11 @@
 
 namespace retain::testing {
 
-/// Compares the gradients of `function` with central differences in fp64, through every output at once: the
-/// outputs are weighted with fixed random numbers and summed. Every input must be fp64.
-inline void expect_gradcheck(const std::function<std::vector<at::Tensor>(const std::vector<at::Tensor>&)>& function,
-                             std::vector<at::Tensor> inputs, double step = 1e-6, double tolerance = 1e-6) {
+/// Compares the gradients of `function` with central differences in fp64, through every output at
+/// once: the outputs are weighted with fixed random numbers and summed. Every input must be fp64.
+inline void expect_gradcheck(
+    const std::function<std::vector<at::Tensor>(const std::vector<at::Tensor>&)>& function,
+    std::vector<at::Tensor> inputs, double step = 1e-6, double tolerance = 1e-6) {
   const auto loss = [&](const std::vector<at::Tensor>& values) {
     auto total = at::zeros({}, at::kDouble);
     uint64_t seed = 1000;
@@ -41,7 +42,8 @@ inline void expect_gradcheck(const std::function<std::vector<at::Tensor>(const s
       numeric[j] = (above - below) / (2 * step);
     }
     const double error = (gradients[i].reshape(-1) - numeric).abs().max().item<double>();
-    EXPECT_LE(error, tolerance * std::max(1.0, numeric.abs().max().item<double>())) << "input " << i;
+    EXPECT_LE(error, tolerance * std::max(1.0, numeric.abs().max().item<double>()))
+        << "input " << i;
   }
 }
 
