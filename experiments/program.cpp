@@ -91,7 +91,8 @@ int run_program(const Arguments& arguments) {
   } catch (const UsageError& error) {
     return fail(2, error.what());
   } catch (const c10::Error& error) {
-    return fail(1, error.what_without_backtrace());
+    const std::string message = error.what_without_backtrace();
+    return fail(1, is_out_of_memory(message) ? "out of memory" : message);
   } catch (const std::bad_alloc&) {
     return fail(1, "out of memory");
   } catch (const std::exception& error) {

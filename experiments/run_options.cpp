@@ -1,9 +1,11 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <retain/experiments/run_options.h>
+#include <retain/experiments/text.h>
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 #include <stdexcept>
 
 namespace retain {
@@ -110,6 +112,7 @@ auto checked(const Make& make) {
   try {
     return make();
   } catch (const c10::Error& error) {
+    if (is_out_of_memory(error.what_without_backtrace())) throw std::bad_alloc();
     throw UsageError(error.what_without_backtrace());
   } catch (const std::invalid_argument& error) {
     throw UsageError(error.what());

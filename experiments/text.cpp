@@ -67,4 +67,8 @@ std::string table(const std::vector<std::vector<std::string>>& rows, size_t left
   return text;
 }
 
+bool is_out_of_memory(const std::string& message) {
+  return message.find("can't allocate memory") != std::string::npos;
+}
+
 }  // namespace retain

@@ -22,4 +22,7 @@ int64_t display_width(const std::string& text);
 /// right. The last line ends in a newline.
 std::string table(const std::vector<std::vector<std::string>>& rows, size_t left = 1);
 
+/// Whether that is what LibTorch's CPU allocator says, in a long line about itself.
+bool is_out_of_memory(const std::string& message);
+
 }  // namespace retain
