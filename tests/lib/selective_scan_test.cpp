@@ -73,11 +73,7 @@ TEST(SelectiveScan, KernelAgreesWithReferenceForEveryCombinationOfOptions) {
 
 TEST(SelectiveScan, HalfTypesKeepTheirPrecision) {
   const ScanProblem p{33, 3, 20, 16};
-  expect_matches_reference(kernel(p), reference(p), inputs_of(p), at::kBFloat16, 5e-3, 5e-3);
-  expect_matches_reference(kernel(p), reference(p), inputs_of(p), at::kHalf, 1e-3, 1e-3);
-  const auto outputs = kernel(p)(to(inputs_of(p), at::kBFloat16));
-  EXPECT_EQ(outputs[0].scalar_type(), at::kBFloat16);
-  EXPECT_EQ(outputs[1].scalar_type(), at::kFloat);
+  expect_half_types_keep_precision(kernel(p), reference(p), inputs_of(p));
 }
 
 TEST(SelectiveScan, HalfActivationsTakeFloatWeightsAndState) {

@@ -74,6 +74,19 @@ inline void expect_matches_reference(const Op& op, const Op& reference, const Te
   expect_close(got.gradients, expected.gradients, gradient_tolerance);
 }
 
+/// bf16 and fp16 inputs: within the bounds of their precision; the first output is of the inputs'
+/// type, the second, which is memory, fp32.
+inline void expect_half_types_keep_precision(const Op& op, const Op& reference,
+                                             const Tensors& inputs) {
+  expect_matches_reference(op, reference, inputs, at::kBFloat16, 5e-3, 5e-3);
+  expect_matches_reference(op, reference, inputs, at::kHalf, 1e-3, 1e-3);
+  for (const auto dtype : {at::kBFloat16, at::kHalf}) {
+    const auto outputs = op(to(inputs, dtype));
+    EXPECT_EQ(outputs[0].scalar_type(), dtype);
+    EXPECT_EQ(outputs[1].scalar_type(), at::kFloat);
+  }
+}
+
 /// Values and gradients with one thread and with two are the same bits.
 inline void expect_same_with_any_threads(const Op& op, const Tensors& inputs) {
   const int threads = at::get_num_threads();
