@@ -20,7 +20,7 @@ if(NOT TARGET retain::torch)
   target_compile_options(retain::torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
   set(torch_libraries ${torch_root}/lib/libtorch_cpu.so ${torch_root}/lib/libc10.so)
   if(EXISTS ${torch_root}/lib/libtorch_cuda.so)
-    list(APPEND torch_libraries ${torch_root}/lib/libtorch_cuda.so)
+    list(APPEND torch_libraries ${torch_root}/lib/libtorch_cuda.so ${torch_root}/lib/libc10_cuda.so)
   endif()
   file(GLOB torch_openmp ${torch_root}/lib/libgomp*.so*)
   # No symbol of libtorch_cuda is named here: it registers its kernels when it is loaded.

@@ -67,7 +67,7 @@ struct SelectiveScanFwd {
   TimeMajor<T> y;                    ///< out: [T, B, D]
   T* last_state = nullptr;           ///< out: [B, D, N] contiguous; may not overlap initial_state
   T* checkpoints =
-      nullptr;  ///< out: [chunks, B, tiles, N, lanes], the state that enters each chunk; or nullptr
+      nullptr;  ///< out: [chunks, B, D, N], the state that enters each chunk; or nullptr
 };
 
 template <typename T>

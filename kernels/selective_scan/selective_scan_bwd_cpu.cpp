@@ -118,8 +118,8 @@ void forward_again(const SelectiveScanBwd<T>& p, const Tile& tile, const TileWei
   constexpr int64_t kLanes = kScanLanes<T>;
   const auto& size = p.in.size;
   const int64_t state = size.N * kLanes;
-  const int64_t index = (chunk.span.first / kScanChunk * size.B + b) * size.tiles + tile.index;
-  __builtin_memcpy(scratch.h, p.checkpoints + index * state, state * sizeof(T));
+  const int64_t row = chunk.span.first / kScanChunk * size.B + b;
+  load_tile(p.checkpoints + row * size.D * size.N, tile, size.N, scratch.h);
   StepLanes<T> y, dz;
   if (p.in.z.data != nullptr) gate(p, tile, b, chunk, dy, dz);
   for (int64_t k = 0; k < chunk.span.count; ++k) {

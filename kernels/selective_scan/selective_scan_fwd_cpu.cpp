@@ -63,8 +63,8 @@ void chunk_of_tile(const SelectiveScanFwd<T>& p, const Tile& tile, int64_t b, co
   chunk.span = span;
   load_chunk(p.in, tile, weights, b, false, chunk);
   if (p.checkpoints != nullptr) {
-    const int64_t index = (span.first / kScanChunk * size.B + b) * size.tiles + tile.index;
-    __builtin_memcpy(p.checkpoints + index * state, h, state * sizeof(T));
+    const int64_t row = span.first / kScanChunk * size.B + b;
+    store_tile(h, tile, size.N, p.checkpoints + row * size.D * size.N);
   }
   for (int64_t k = 0; k < span.count; ++k) {
     if (chunk.reset[k]) fill_zero(h, state);

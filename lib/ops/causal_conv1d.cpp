@@ -192,7 +192,7 @@ class CausalConv1dFunction : public torch::autograd::Function<CausalConv1dFuncti
 
 Pair causal_conv1d_autograd(const Tensor& x, const Tensor& weight, const Optional& bias, bool silu,
                             const Optional& initial_state, const Optional& reset) {
-  if (!has_kernels(x)) {
+  if (!has_kernels("retain::causal_conv1d_bwd", x)) {
     return causal_conv1d_reference(x, weight, bias, silu, initial_state, reset);
   }
   const auto outputs = CausalConv1dFunction::apply(x, weight, bias, silu, initial_state, reset);

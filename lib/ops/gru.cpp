@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor> gru_autograd(const Tensor& x, const Tensor& w_ih, con
                                         const OptionalTensor& b_ih, const OptionalTensor& b_hh,
                                         const OptionalTensor& initial_state,
                                         const OptionalTensor& reset) {
-  if (!has_kernels(x)) {
+  if (!has_kernels("retain::gru_bwd", x)) {
     return gru_reference(x, w_ih, w_hh, b_ih, b_hh, initial_state, reset);
   }
   const bool differentiate = at::GradMode::is_enabled() &&

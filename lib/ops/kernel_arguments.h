@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <retain/kernels/common/time_major.h>
 
 #include <algorithm>
@@ -46,8 +47,14 @@ inline Tensor dense(const std::optional<Tensor>& tensor, at::ScalarType dtype) {
   return tensor.has_value() && tensor->defined() ? tensor->to(dtype).contiguous() : Tensor();
 }
 
-/// Whether the fused kernels run where the tensor lies; elsewhere the composed reference does.
-inline bool has_kernels(const Tensor& tensor) { return tensor.is_cpu() || tensor.is_meta(); }
+/// Whether the fused kernels of an op run where the tensor lies; elsewhere the composed reference
+/// does. CUDA kernels, where the build has them, know no fp64. `bwd` names the op's backward.
+inline bool has_kernels(const char* bwd, const Tensor& tensor) {
+  if (!tensor.is_cuda()) return tensor.is_cpu() || tensor.is_meta();
+  return tensor.scalar_type() != at::kDouble &&
+         c10::Dispatcher::singleton().findSchemaOrThrow(bwd, "").hasKernelForDispatchKey(
+             c10::DispatchKey::CUDA);
+}
 
 /// Calls run(begin, end) over ranges of [0, items) in the process's thread pool. `nanoseconds`
 /// estimates the work of all items in one thread: waking a second one must pay.

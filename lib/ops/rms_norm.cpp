@@ -137,7 +137,7 @@ class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
 
 Pair rms_norm_autograd(const Tensor& x, const Tensor& weight, const Optional& residual,
                        double eps) {
-  if (!has_kernels(x)) return rms_norm_reference(x, weight, residual, eps);
+  if (!has_kernels("retain::rms_norm_bwd", x)) return rms_norm_reference(x, weight, residual, eps);
   const auto outputs = RmsNormFunction::apply(x, weight, residual, eps);
   return {outputs[0], outputs[1]};
 }

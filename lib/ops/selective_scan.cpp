@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <retain/kernels/selective_scan/selective_scan.h>
+#include <retain/kernels/selective_scan/selective_scan_cuda.h>
 #include <retain/lib/ops/checks.h>
 #include <retain/lib/ops/kernel_arguments.h>
 #include <retain/lib/ops/selective_scan_tensors.h>
@@ -13,8 +14,6 @@
 #include <algorithm>
 
 namespace retain {
-
-using OptionalTensor = std::optional<Tensor>;
 
 void check_selective_scan(const char* op, const SelectiveScanTensors& in) {
   check_rank(op, "u", in.u, "[T, B, d_inner]");
@@ -44,125 +43,96 @@ void check_selective_scan(const char* op, const SelectiveScanTensors& in) {
 
 namespace {
 
-SelectiveScanTensors gather(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
-                            const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
-                            const OptionalTensor& delta_bias, bool delta_softplus,
-                            const OptionalTensor& initial_state, const OptionalTensor& reset) {
-  return {u,
-          delta,
-          A,
-          B,
-          C,
-          value_or_undefined(D),
-          value_or_undefined(z),
-          value_or_undefined(delta_bias),
-          delta_softplus,
-          value_or_undefined(initial_state),
-          value_or_undefined(reset)};
-}
-
-// The arguments that every op of the scan starts with, and their names.
-#define SCAN_PARAMETERS                                                                    \
-  const Tensor &u, const Tensor &delta, const Tensor &A, const Tensor &B, const Tensor &C, \
-      const OptionalTensor &D, const OptionalTensor &z, const OptionalTensor &delta_bias,  \
-      bool delta_softplus, const OptionalTensor &initial_state, const OptionalTensor &reset
-#define SCAN_ARGUMENTS u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset
-
-using Outputs = std::tuple<Tensor, Tensor>;
-using FwdOutputs = std::tuple<Tensor, Tensor, Tensor>;
-using BwdOutputs =
-    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-Outputs call_scan(SCAN_PARAMETERS) {
+ScanOutputs call_scan(SELECTIVE_SCAN_PARAMETERS) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("retain::selective_scan", "")
-                             .typed<Outputs(SCAN_PARAMETERS)>();
-  return op.call(SCAN_ARGUMENTS);
+                             .typed<ScanOutputs(SELECTIVE_SCAN_PARAMETERS)>();
+  return op.call(SELECTIVE_SCAN_ARGUMENTS);
 }
 
-FwdOutputs call_fwd(SCAN_PARAMETERS) {
+ScanFwdOutputs call_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("retain::selective_scan_fwd", "")
-                             .typed<FwdOutputs(SCAN_PARAMETERS)>();
-  return op.call(SCAN_ARGUMENTS);
+                             .typed<ScanFwdOutputs(SELECTIVE_SCAN_PARAMETERS, int64_t)>();
+  return op.call(SELECTIVE_SCAN_ARGUMENTS, checkpoint_every);
 }
 
-BwdOutputs call_bwd(const OptionalTensor& dy, const OptionalTensor& dlast_state, SCAN_PARAMETERS,
-                    const Tensor& checkpoints) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("retain::selective_scan_bwd", "")
-                             .typed<BwdOutputs(const OptionalTensor&, const OptionalTensor&,
-                                               SCAN_PARAMETERS, const Tensor&)>();
-  return op.call(dy, dlast_state, SCAN_ARGUMENTS, checkpoints);
-}
-
-// CPU
-
-Outputs scan_cpu(SCAN_PARAMETERS) {
-  const auto in = gather(SCAN_ARGUMENTS);
-  check_selective_scan("selective_scan", in);
-  auto [y, last_state, checkpoints] = selective_scan_fwd_cpu(in, false);
-  return {y, last_state};
-}
-
-FwdOutputs fwd_cpu(SCAN_PARAMETERS) {
-  const auto in = gather(SCAN_ARGUMENTS);
-  check_selective_scan("selective_scan", in);
-  return selective_scan_fwd_cpu(in, true);
-}
-
-BwdOutputs bwd_cpu(const OptionalTensor& dy, const OptionalTensor& dlast_state, SCAN_PARAMETERS,
-                   const Tensor& checkpoints) {
-  const auto g = selective_scan_bwd_cpu(value_or_undefined(dy), value_or_undefined(dlast_state),
-                                        gather(SCAN_ARGUMENTS), checkpoints);
-  return {g.u, g.delta, g.A, g.B, g.C, g.D, g.z, g.delta_bias, g.initial_state};
+ScanBwdOutputs call_bwd(const OptionalTensor& dy, const OptionalTensor& dlast_state,
+                        SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints,
+                        int64_t checkpoint_every) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("retain::selective_scan_bwd", "")
+          .typed<ScanBwdOutputs(const OptionalTensor&, const OptionalTensor&,
+                                SELECTIVE_SCAN_PARAMETERS, const Tensor&, int64_t)>();
+  return op.call(dy, dlast_state, SELECTIVE_SCAN_ARGUMENTS, checkpoints, checkpoint_every);
 }
 
 // Meta: shapes and dtypes only
 
-FwdOutputs fwd_meta(SCAN_PARAMETERS) {
-  check_selective_scan("selective_scan", gather(SCAN_ARGUMENTS));
+ScanFwdOutputs fwd_meta(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every) {
+  check_selective_scan("selective_scan", gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS));
   const auto T = u.sym_size(0), batch = u.sym_size(1), dim = u.sym_size(2), N = A.sym_size(1);
   const auto options = u.options().dtype(state_dtype(u));
-  const int64_t lanes = 64 / static_cast<int64_t>(c10::elementSize(state_dtype(u)));
-  const auto tiles = B.sym_size(2) * ((dim / B.sym_size(2) + (lanes - 1)) / lanes);
-  const auto chunks = (T + (kernels::kScanChunk - 1)) / kernels::kScanChunk;
+  const auto checkpoints =
+      checkpoint_every == 0
+          ? at::empty({0}, options)
+          : at::empty_symint({(T + (checkpoint_every - 1)) / checkpoint_every, batch, dim, N},
+                             options);
   return {at::empty_symint({T, batch, dim}, u.options()),
-          at::empty_symint({batch, dim, N}, options),
-          at::empty_symint({chunks, batch, tiles, N, lanes}, options)};
+          at::empty_symint({batch, dim, N}, options), checkpoints};
 }
 
-Outputs scan_meta(SCAN_PARAMETERS) {
-  auto [y, last_state, checkpoints] = fwd_meta(SCAN_ARGUMENTS);
+ScanOutputs scan_meta(SELECTIVE_SCAN_PARAMETERS) {
+  auto [y, last_state, checkpoints] = fwd_meta(SELECTIVE_SCAN_ARGUMENTS, 0);
   return {y, last_state};
 }
 
-BwdOutputs bwd_meta(const OptionalTensor&, const OptionalTensor&, SCAN_PARAMETERS, const Tensor&) {
-  const auto in = gather(SCAN_ARGUMENTS);
-  const auto options = u.options().dtype(state_dtype(u));
+ScanBwdOutputs bwd_meta(const OptionalTensor&, const OptionalTensor&, SELECTIVE_SCAN_PARAMETERS,
+                        const Tensor&, int64_t) {
+  const auto in = gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS);
   const auto like = [&](const Tensor& tensor) {
-    return tensor.defined() ? at::empty_symint(tensor.sym_sizes(), options)
-                            : at::empty({0}, options);
+    return tensor.defined() ? at::empty_symint(tensor.sym_sizes(), tensor.options())
+                            : at::empty({0}, u.options());
   };
-  const auto state = at::empty_symint({u.sym_size(1), u.sym_size(2), A.sym_size(1)}, options);
+  const auto state = at::empty_symint({u.sym_size(1), u.sym_size(2), A.sym_size(1)},
+                                      u.options().dtype(state_dtype(u)));
   return {like(in.u), like(in.delta), like(in.A),          like(in.B), like(in.C),
           like(in.D), like(in.z),     like(in.delta_bias), state};
 }
 
+// Any other device
+
+/// The reference is always in the order of time.
+ScanOutputs reference(SELECTIVE_SCAN_PARAMETERS) {
+  static_cast<void>(exact);
+  return selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus,
+                                  initial_state, reset);
+}
+
 // Autograd
+
+/// CUDA keeps states as often as its memory allows, the CPU at the start of each of its chunks.
+int64_t checkpoint_every(const Tensor& u, int64_t d_state) {
+  return u.is_cuda() ? kernels::scan_checkpoint_every(d_state, u.element_size())
+                     : kernels::kScanChunk;
+}
 
 class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
  public:
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
-                                                SCAN_PARAMETERS) {
+                                                SELECTIVE_SCAN_PARAMETERS) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [y, last_state, checkpoints] = call_fwd(SCAN_ARGUMENTS);
+    const int64_t every = checkpoint_every(u, A.size(1));
+    auto [y, last_state, checkpoints] = call_fwd(SELECTIVE_SCAN_ARGUMENTS, every);
     context->set_materialize_grads(false);
     context->save_for_backward({u, delta, A, B, C, value_or_undefined(D), value_or_undefined(z),
                                 value_or_undefined(delta_bias), value_or_undefined(reset),
                                 checkpoints});
     context->saved_data["delta_softplus"] = delta_softplus;
     context->saved_data["has_initial_state"] = present(initial_state);
+    context->saved_data["exact"] = exact;
+    context->saved_data["checkpoint_every"] = every;
     return {y, last_state};
   }
 
@@ -176,7 +146,8 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
     auto [du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state] = call_bwd(
         optional(gradients[0]), optional(gradients[1]), saved[0], saved[1], saved[2], saved[3],
         saved[4], D, z, delta_bias, context->saved_data["delta_softplus"].toBool(), std::nullopt,
-        optional(saved[8]), saved[9]);
+        optional(saved[8]), context->saved_data["exact"].toBool(), saved[9],
+        context->saved_data["checkpoint_every"].toInt());
     return {du,
             ddelta,
             dA,
@@ -187,6 +158,7 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
             delta_bias ? ddelta_bias : Tensor(),
             Tensor(),
             context->saved_data["has_initial_state"].toBool() ? dinitial_state : Tensor(),
+            Tensor(),
             Tensor()};
   }
 };
@@ -197,31 +169,31 @@ bool needs_gradient(std::initializer_list<Tensor> tensors) {
                      [](const Tensor& t) { return t.defined() && t.requires_grad(); });
 }
 
-Outputs scan_autograd(SCAN_PARAMETERS) {
-  const auto in = gather(SCAN_ARGUMENTS);
+ScanOutputs scan_autograd(SELECTIVE_SCAN_PARAMETERS) {
+  const auto in = gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS);
   if (!needs_gradient({u, delta, A, B, C, in.D, in.z, in.delta_bias, in.initial_state})) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_scan(SCAN_ARGUMENTS);
+    return call_scan(SELECTIVE_SCAN_ARGUMENTS);
   }
-  if (has_kernels(u)) {
-    const auto outputs = SelectiveScan::apply(SCAN_ARGUMENTS);
+  if (has_kernels("retain::selective_scan_bwd", u)) {
+    const auto outputs = SelectiveScan::apply(SELECTIVE_SCAN_ARGUMENTS);
     return {outputs[0], outputs[1]};
   }
-  return selective_scan_reference(SCAN_ARGUMENTS);
+  return reference(SELECTIVE_SCAN_ARGUMENTS);
 }
 
 }  // namespace
 
-Outputs selective_scan(SCAN_PARAMETERS) {
+ScanOutputs selective_scan(SELECTIVE_SCAN_PARAMETERS) {
   return call_scan(u, delta, A, B, C, if_present(D), if_present(z), if_present(delta_bias),
-                   delta_softplus, if_present(initial_state), if_present(reset));
+                   delta_softplus, if_present(initial_state), if_present(reset), exact);
 }
 
-Outputs selective_scan_update(const Tensor& u, const Tensor& delta, const Tensor& A,
-                              const Tensor& B, const Tensor& C, const Tensor& state,
-                              const OptionalTensor& D, const OptionalTensor& z,
-                              const OptionalTensor& delta_bias, bool delta_softplus,
-                              const OptionalTensor& reset) {
+ScanOutputs selective_scan_update(const Tensor& u, const Tensor& delta, const Tensor& A,
+                                  const Tensor& B, const Tensor& C, const Tensor& state,
+                                  const OptionalTensor& D, const OptionalTensor& z,
+                                  const OptionalTensor& delta_bias, bool delta_softplus,
+                                  const OptionalTensor& reset) {
   const char* op = "selective_scan_update";
   check_rank(op, "u", u, "[B, d_inner]");
   check_rank(op, "delta", delta, "[B, d_inner]");
@@ -240,10 +212,10 @@ Outputs selective_scan_update(const Tensor& u, const Tensor& delta, const Tensor
   return {y.squeeze(0), new_state};
 }
 
-Outputs selective_scan_fwd_with_state(const Tensor& u, const Tensor& delta, const Tensor& A,
-                                      const Tensor& B, const Tensor& C, const OptionalTensor& D,
-                                      const OptionalTensor& x0, bool delta_softplus,
-                                      bool return_last_state) {
+ScanOutputs selective_scan_fwd_with_state(const Tensor& u, const Tensor& delta, const Tensor& A,
+                                          const Tensor& B, const Tensor& C, const OptionalTensor& D,
+                                          const OptionalTensor& x0, bool delta_softplus,
+                                          bool return_last_state) {
   auto [out, last_state] = selective_scan(u, delta, A, B, C, D, {}, {}, delta_softplus, x0);
   return {out, return_last_state ? last_state : Tensor()};
 }
@@ -252,15 +224,17 @@ TORCH_LIBRARY_FRAGMENT(retain, m) {
   m.def(
       "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D=None, "
       "Tensor? z=None, Tensor? delta_bias=None, bool delta_softplus=False, "
-      "Tensor? initial_state=None, Tensor? reset=None) -> (Tensor y, Tensor last_state)");
+      "Tensor? initial_state=None, Tensor? reset=None, bool exact=False) "
+      "-> (Tensor y, Tensor last_state)");
   m.def(
       "selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
-      "Tensor? z, Tensor? delta_bias, bool delta_softplus, Tensor? initial_state, Tensor? reset) "
-      "-> (Tensor y, Tensor last_state, Tensor checkpoints)");
+      "Tensor? z, Tensor? delta_bias, bool delta_softplus, Tensor? initial_state, Tensor? reset, "
+      "bool exact, int checkpoint_every) -> (Tensor y, Tensor last_state, Tensor checkpoints)");
   m.def(
       "selective_scan_bwd(Tensor? dy, Tensor? dlast_state, Tensor u, Tensor delta, Tensor A, "
       "Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, "
-      "Tensor? initial_state, Tensor? reset, Tensor checkpoints) -> (Tensor du, Tensor ddelta, "
+      "Tensor? initial_state, Tensor? reset, bool exact, Tensor checkpoints, int checkpoint_every) "
+      "-> (Tensor du, Tensor ddelta, "
       "Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz, Tensor ddelta_bias, "
       "Tensor dinitial_state)");
   m.def(
@@ -275,21 +249,13 @@ TORCH_LIBRARY_FRAGMENT(retain, m) {
       selective_scan_fwd_with_state);
 }
 
-TORCH_LIBRARY_IMPL(retain, CPU, m) {
-  m.impl("selective_scan", scan_cpu);
-  m.impl("selective_scan_fwd", fwd_cpu);
-  m.impl("selective_scan_bwd", bwd_cpu);
-}
-
 TORCH_LIBRARY_IMPL(retain, Meta, m) {
   m.impl("selective_scan", scan_meta);
   m.impl("selective_scan_fwd", fwd_meta);
   m.impl("selective_scan_bwd", bwd_meta);
 }
 
-TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) {
-  m.impl("selective_scan", selective_scan_reference);
-}
+TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) { m.impl("selective_scan", reference); }
 
 TORCH_LIBRARY_IMPL(retain, Autograd, m) {
   m.impl("selective_scan", scan_autograd);

@@ -22,12 +22,16 @@ using at::Tensor;
 /// initial_state [B, D, N]; reset [T, B] bool. An undefined tensor counts as absent.
 /// Returns y [T, B, D] of u's dtype and last_state [B, D, N] (fp32; fp64 for fp64 inputs).
 /// Differentiable in every floating-point input and through both outputs.
+///
+/// On CUDA few rows and channels over many steps are scanned in segments of time at once. `exact`
+/// forces the order of time, which equals repeated updates bit for bit, as the CPU always does.
 /// Throws c10::Error naming the argument on a wrong shape, dtype or device.
 std::tuple<Tensor, Tensor> selective_scan(
     const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
     const std::optional<Tensor>& D = {}, const std::optional<Tensor>& z = {},
     const std::optional<Tensor>& delta_bias = {}, bool delta_softplus = false,
-    const std::optional<Tensor>& initial_state = {}, const std::optional<Tensor>& reset = {});
+    const std::optional<Tensor>& initial_state = {}, const std::optional<Tensor>& reset = {},
+    bool exact = false);
 
 /// One step: u, delta, z [B, D]; B, C [B, G, N]; state [B, D, N]; reset [B] bool. The same bits as
 /// selective_scan with T = 1. Returns y [B, D] and the new state [B, D, N].

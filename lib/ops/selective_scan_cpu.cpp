@@ -66,8 +66,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const SelectiveScanTensors& tensors, 
   const auto y = at::empty({size.T, size.B, size.D}, options);
   const auto last_state = at::empty({size.B, size.D, size.N}, options);
   const auto checkpoints =
-      keep ? at::empty({size.chunks, size.B, size.tiles, size.N, kScanLanes<T>}, options)
-           : at::empty({0}, options);
+      keep ? at::empty({size.chunks, size.B, size.D, size.N}, options) : at::empty({0}, options);
   const kernels::SelectiveScanFwd<T> params{
       .in = prepared.in,
       .initial_state = pointer<T>(initial_state),
@@ -142,19 +141,28 @@ SelectiveScanGradients backward(const Tensor& dy, const Tensor& dlast_state,
           .initial_state = dinitial_state};
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor, Tensor> selective_scan_fwd_cpu(const SelectiveScanTensors& in,
-                                                          bool keep_checkpoints) {
-  return state_dtype(in.u) == at::kDouble ? forward<double>(in, keep_checkpoints)
-                                          : forward<float>(in, keep_checkpoints);
+void check_checkpoint_every(int64_t every) {
+  TORCH_CHECK(every == 0 || every == kernels::kScanChunk,
+              "selective_scan: checkpoint_every must be 0 or ", kernels::kScanChunk, ", got ",
+              every);
 }
 
-SelectiveScanGradients selective_scan_bwd_cpu(const Tensor& dy, const Tensor& dlast_state,
-                                              const SelectiveScanTensors& in,
-                                              const Tensor& checkpoints) {
+ScanFwdOutputs fwd(const SelectiveScanTensors& in, int64_t checkpoint_every) {
+  check_checkpoint_every(checkpoint_every);
+  const bool keep = checkpoint_every != 0;
+  return state_dtype(in.u) == at::kDouble ? forward<double>(in, keep) : forward<float>(in, keep);
+}
+
+SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
+                           const SelectiveScanTensors& in, const Tensor& checkpoints,
+                           int64_t checkpoint_every) {
+  check_checkpoint_every(checkpoint_every);
   return state_dtype(in.u) == at::kDouble ? backward<double>(dy, dlast_state, in, checkpoints)
                                           : backward<float>(dy, dlast_state, in, checkpoints);
 }
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(retain, CPU, m) { SelectiveScanOps<fwd, bwd>::add_to(m); }
 
 }  // namespace retain

@@ -1,37 +1,103 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <retain/lib/ops/checks.h>
+#include <torch/library.h>
 
 #include <tuple>
 
 // Between the dispatcher and the kernels of the selective scan.
 namespace retain {
 using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 
 /// The arguments of selective_scan; undefined where absent.
 struct SelectiveScanTensors {
   Tensor u, delta, A, B, C, D, z, delta_bias;
   bool delta_softplus = false;
   Tensor initial_state, reset;
+  bool exact = false;
 };
+
+// The arguments that every op of the scan starts with, and their names.
+#define SELECTIVE_SCAN_PARAMETERS                                                            \
+  const Tensor &u, const Tensor &delta, const Tensor &A, const Tensor &B, const Tensor &C,   \
+      const OptionalTensor &D, const OptionalTensor &z, const OptionalTensor &delta_bias,    \
+      bool delta_softplus, const OptionalTensor &initial_state, const OptionalTensor &reset, \
+      bool exact
+#define SELECTIVE_SCAN_ARGUMENTS \
+  u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset, exact
+
+inline SelectiveScanTensors gather_selective_scan(SELECTIVE_SCAN_PARAMETERS) {
+  return {u,
+          delta,
+          A,
+          B,
+          C,
+          value_or_undefined(D),
+          value_or_undefined(z),
+          value_or_undefined(delta_bias),
+          delta_softplus,
+          value_or_undefined(initial_state),
+          value_or_undefined(reset),
+          exact};
+}
 
 /// Shapes, dtypes, devices; `op` opens the message.
 void check_selective_scan(const char* op, const SelectiveScanTensors& in);
 
-/// y, last_state and, if asked for, the state that enters each chunk of time (else an empty
-/// tensor).
-std::tuple<Tensor, Tensor, Tensor> selective_scan_fwd_cpu(const SelectiveScanTensors& in,
-                                                          bool keep_checkpoints);
+using ScanOutputs = std::tuple<Tensor, Tensor>;
+using ScanFwdOutputs = std::tuple<Tensor, Tensor, Tensor>;
+using ScanBwdOutputs =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-/// In the type of the state; an empty tensor where the argument is absent.
+/// An empty tensor where the argument is absent.
 struct SelectiveScanGradients {
   Tensor u, delta, A, B, C, D, z, delta_bias, initial_state;
 };
 
-/// dy, dlast_state: undefined counts as zero. in.initial_state is not read: the checkpoints hold
-/// it.
-SelectiveScanGradients selective_scan_bwd_cpu(const Tensor& dy, const Tensor& dlast_state,
-                                              const SelectiveScanTensors& in,
-                                              const Tensor& checkpoints);
+/// A device's kernels as the dispatcher calls them:
+///   ScanFwdOutputs fwd(const SelectiveScanTensors& in, int64_t checkpoint_every)
+/// returns y, last_state and [ceil(T / checkpoint_every), B, d_inner, d_state], the state that
+/// enters every checkpoint_every-th step; an empty tensor if checkpoint_every is 0;
+///   SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
+///                              const SelectiveScanTensors& in, const Tensor& checkpoints,
+///                              int64_t checkpoint_every)
+/// takes an undefined dy or dlast_state as zero. It does not read in.initial_state: the checkpoints
+/// hold it.
+template <auto& kFwd, auto& kBwd>
+struct SelectiveScanOps {
+  static ScanOutputs scan(SELECTIVE_SCAN_PARAMETERS) {
+    auto [y, last_state, checkpoints] = fwd(SELECTIVE_SCAN_ARGUMENTS, 0);
+    return {y, last_state};
+  }
+
+  static ScanFwdOutputs fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every) {
+    const auto in = gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS);
+    check_selective_scan("selective_scan", in);
+    return kFwd(in, checkpoint_every);
+  }
+
+  /// Each gradient in the type of its argument.
+  static ScanBwdOutputs bwd(const OptionalTensor& dy, const OptionalTensor& dlast_state,
+                            SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints,
+                            int64_t checkpoint_every) {
+    const auto in = gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS);
+    const auto g = kBwd(value_or_undefined(dy), value_or_undefined(dlast_state), in, checkpoints,
+                        checkpoint_every);
+    const auto as = [](const Tensor& gradient, const Tensor& argument) {
+      return argument.defined() ? gradient.to(argument.scalar_type()) : gradient;
+    };
+    return {as(g.u, in.u),  as(g.delta, in.delta), as(g.A, in.A), as(g.B, in.B),
+            as(g.C, in.C),  as(g.D, in.D),         as(g.z, in.z), as(g.delta_bias, in.delta_bias),
+            g.initial_state};
+  }
+
+  static void add_to(torch::Library& library) {
+    library.impl("selective_scan", scan);
+    library.impl("selective_scan_fwd", fwd);
+    library.impl("selective_scan_bwd", bwd);
+  }
+};
 
 }  // namespace retain

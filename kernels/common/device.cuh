@@ -1,0 +1,157 @@
+#pragma once
+// What every CUDA kernel here uses: elements of any activation type as fp32, in fours where they
+// lie so, and elementary functions on the special-function unit.
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <retain/kernels/common/cuda_types.h>
+
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+namespace retain::kernels {
+
+/// Calls run(T{}) with the element type that `type` names.
+template <typename Run>
+void dispatch_activations(ActivationType type, const Run& run) {
+  switch (type) {
+    case ActivationType::fp32:
+      return run(float{});
+    case ActivationType::fp16:
+      return run(__half{});
+    case ActivationType::bf16:
+      return run(__nv_bfloat16{});
+  }
+}
+
+/// Throws if the launch before it was refused.
+inline void check_launch(const char* kernel) {
+  const cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess) return;
+  throw std::runtime_error(std::string(kernel) + ": " + cudaGetErrorString(error));
+}
+
+// Elements
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ __half from_float<__half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+/// Four neighbouring elements, their bits as they lie in memory.
+template <typename T>
+using Four = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
+
+/// Elements 0 … count - 1 of four, the others 0. `whole` says that all four are there and aligned.
+template <typename T>
+__device__ __forceinline__ Four<T> load_four(const T* from, int count, bool whole) {
+  if (whole) return *reinterpret_cast<const Four<T>*>(from);
+  using Bits = std::conditional_t<sizeof(T) == 4, unsigned, unsigned short>;
+  const Bits* bits = reinterpret_cast<const Bits*>(from);
+  unsigned x[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = i < count ? bits[i] : 0u;
+  if constexpr (sizeof(T) == 4) {
+    return {x[0], x[1], x[2], x[3]};
+  } else {
+    return {x[0] | x[1] << 16, x[2] | x[3] << 16};
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ float4 widen(const Four<T>& four) {
+  if constexpr (std::is_same_v<T, float>) {
+    return {__uint_as_float(four.x), __uint_as_float(four.y), __uint_as_float(four.z),
+            __uint_as_float(four.w)};
+  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return {__uint_as_float(four.x << 16), __uint_as_float(four.x & 0xffff0000u),
+            __uint_as_float(four.y << 16), __uint_as_float(four.y & 0xffff0000u)};
+  } else {
+    const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&four.x));
+    const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&four.y));
+    return {low.x, low.y, high.x, high.y};
+  }
+}
+
+__device__ __forceinline__ void store_word(float* to, float4 x) {
+  __stcg(reinterpret_cast<float4*>(to), x);
+}
+__device__ __forceinline__ void store_word(__half* to, float4 x) {
+  const __half2 word[2] = {__floats2half2_rn(x.x, x.y), __floats2half2_rn(x.z, x.w)};
+  __stcg(reinterpret_cast<uint2*>(to), *reinterpret_cast<const uint2*>(word));
+}
+__device__ __forceinline__ void store_word(__nv_bfloat16* to, float4 x) {
+  const __nv_bfloat162 word[2] = {__floats2bfloat162_rn(x.x, x.y), __floats2bfloat162_rn(x.z, x.w)};
+  __stcg(reinterpret_cast<uint2*>(to), *reinterpret_cast<const uint2*>(word));
+}
+
+template <typename T>
+__device__ __forceinline__ void store_four(T* to, float4 x, int count, bool whole) {
+  if (whole) return store_word(to, x);
+  const float value[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (i < count) to[i] = from_float<T>(value[i]);
+  }
+}
+
+// Functions
+
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+/// 2^x within 2 ulp; 0 below the normal numbers.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// 1 / x within 1 ulp.
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float sigmoid(float x) {
+  return reciprocal(1.f + exp2_fast(-kLog2e * x));
+}
+
+/// e^x for x <= 0: what rounding takes from x log2(e) comes back to first order.
+__device__ __forceinline__ float exp_accurate(float x) {
+  const float scaled = x * kLog2e;
+  const float rest = fmaf(x, kLog2e, -scaled) + x * 1.925963e-8f;
+  const float power = exp2_fast(scaled);
+  return fmaf(power, rest * kLn2, power);
+}
+
+/// log(1 + e^x) as max(x, 0) + 2 atanh(e / (2 + e)) with e = e^-|x|; x itself above 20.
+__device__ __forceinline__ float softplus(float x) {
+  const float e = exp_accurate(fmaxf(-fabsf(x), -150.f));
+  const float s = e * reciprocal(2.f + e);
+  const float w = s * s;
+  const float rest = fmaf(w, fmaf(w, fmaf(w, 0.14012228f, 0.13999571f), 0.20010850f), 0.33333207f);
+  const float positive = fmaxf(x, 0.f) + fmaf((s + s) * w, rest, s + s);
+  return x <= 20.f ? positive : x;  // NaN too
+}
+
+/// The derivative of softplus.
+__device__ __forceinline__ float softplus_slope(float x) { return x > 20.f ? 1.f : sigmoid(x); }
+
+}  // namespace retain::kernels

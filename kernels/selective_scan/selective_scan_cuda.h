@@ -1,0 +1,99 @@
+#pragma once
+// The selective scan of Mamba-1 (Gu & Dao 2023, arXiv:2312.00752, Algorithm 2) on CUDA; the
+// equations are in lib/ops/selective_scan.h.
+//
+// Time runs in order unless it is cut into segments: then every segment is scanned from zero for
+// its last state alone, the states are carried over the segments, and all segments run at once from
+// the state that enters them. One segment is the sequential order, which equals repeated updates
+// bit for bit.
+//
+// All pointers are device pointers, none is owned or kept. A call launches on its stream and
+// returns; it neither allocates nor synchronises. Throws std::runtime_error if CUDA refuses a
+// launch.
+
+#include <retain/kernels/common/cuda_types.h>
+#include <retain/kernels/common/time_major.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace retain::kernels {
+
+inline constexpr int64_t kScanCudaTile = 16;       ///< time steps that a block works on at once
+inline constexpr int64_t kScanCudaMaxState = 256;  ///< largest d_state
+
+/// What every pass reads.
+struct SelectiveScanCudaInputs {
+  int64_t T = 0;  ///< time steps
+  int64_t B = 0;  ///< batch rows
+  int64_t D = 0;  ///< channels (d_inner)
+  int64_t N = 0;  ///< state indices (d_state), at most kScanCudaMaxState
+  int64_t G = 1;  ///< groups of channels that share B and C; divides D
+  ActivationType type = ActivationType::fp32;
+  Activations u;         ///< [T, B, D]
+  Activations delta;     ///< [T, B, D], before bias and softplus
+  Activations z;         ///< [T, B, D] gate, or absent
+  Activations B_matrix;  ///< [T, B, G, N]
+  Activations C_matrix;  ///< [T, B, G, N]
+  int64_t B_stride_g = 0;
+  int64_t C_stride_g = 0;
+  const float* A = nullptr;           ///< [D, N]
+  const float* D_skip = nullptr;      ///< [D], or nullptr
+  const float* delta_bias = nullptr;  ///< [D], or nullptr
+  bool delta_softplus = false;
+  TimeMajor<const bool> reset;  ///< [T, B]: clear the state before step t; or absent
+  int64_t segments = 1;         ///< parts that time is cut into
+  int64_t segment_steps = 0;    ///< steps of each but the last; a multiple of checkpoint_every
+  int64_t checkpoint_every = kScanCudaTile;  ///< a multiple of kScanCudaTile
+  float* segment_states = nullptr;           ///< scratch [segments, B, D, N] where segments > 1
+  float* segment_decays = nullptr;           ///< scratch [segments, B, D, N] where segments > 1
+};
+
+struct SelectiveScanCudaFwd {
+  SelectiveScanCudaInputs in;
+  const float* initial_state = nullptr;  ///< [B, D, N] contiguous, or nullptr for zero
+  Activations y;                         ///< out: [T, B, D]
+  float* last_state = nullptr;   ///< out: [B, D, N] contiguous; initial_state itself at most
+  float* checkpoints = nullptr;  ///< out: [ceil(T / checkpoint_every), B, D, N], the state that
+                                 ///< enters every checkpoint_every-th step; or nullptr
+};
+
+struct SelectiveScanCudaBwd {
+  SelectiveScanCudaInputs in;
+  const float* checkpoints = nullptr;  ///< as the forward pass wrote them
+  Activations dy;                      ///< [T, B, D], or absent for zero
+  const float* dlast_state = nullptr;  ///< [B, D, N] contiguous, or nullptr for zero
+  Activations du;                      ///< out: [T, B, D]
+  Activations ddelta;                  ///< out: [T, B, D]
+  Activations dz;                      ///< out: [T, B, D]; absent where z is
+  void* dB = nullptr;                  ///< out: [T, B, G, N] contiguous activations
+  void* dC = nullptr;                  ///< out: [T, B, G, N] contiguous activations
+  float* dA = nullptr;                 ///< out: [D, N]
+  float* dD = nullptr;                 ///< out: [D]
+  float* ddelta_bias = nullptr;        ///< out: [D]
+  float* dinitial_state = nullptr;     ///< out: [B, D, N] contiguous
+  float* dB_blocks = nullptr;          ///< scratch [channel blocks, T, B, G, N]
+  float* dC_blocks = nullptr;          ///< scratch [channel blocks, T, B, G, N]
+  float* dA_rows = nullptr;            ///< scratch [segments, B, D, N]
+  float* dD_rows = nullptr;            ///< scratch [segments, B, D]
+  float* ddelta_bias_rows = nullptr;   ///< scratch [segments, B, D]
+};
+
+/// How often a training forward pass keeps the state: such that what it keeps is no larger than u,
+/// for d_state up to 64.
+inline int64_t scan_checkpoint_every(int64_t N, int64_t element_size) {
+  const int64_t wanted = (4 * N / element_size + kScanCudaTile - 1) / kScanCudaTile * kScanCudaTile;
+  return std::clamp<int64_t>(wanted, kScanCudaTile, N > 128 ? 64 : 128);
+}
+
+/// Sets segments and segment_steps by a fixed rule on the sizes: one segment where rows and
+/// channels fill the device.
+void cut_into_segments(SelectiveScanCudaInputs& in, bool backward);
+
+/// Blocks of channels in a group, over which dB and dC are summed in a second pass.
+int64_t selective_scan_cuda_channel_blocks(const SelectiveScanCudaInputs& in);
+
+void selective_scan_cuda_fwd(const SelectiveScanCudaFwd& params, CudaStream stream);
+void selective_scan_cuda_bwd(const SelectiveScanCudaBwd& params, CudaStream stream);
+
+}  // namespace retain::kernels

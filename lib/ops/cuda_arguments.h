@@ -1,0 +1,41 @@
+#pragma once
+
+#include <c10/cuda/CUDAStream.h>
+#include <retain/kernels/common/cuda_types.h>
+#include <retain/lib/ops/checks.h>
+#include <retain/lib/ops/kernel_arguments.h>
+
+#include <algorithm>
+
+// How ops hand tensors to CUDA kernels.
+namespace retain {
+
+inline kernels::CudaStream current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+
+/// The type that all those which are there share; fp32 where they differ.
+inline at::ScalarType common_dtype(std::initializer_list<Tensor> tensors) {
+  const auto first = tensors.begin()->scalar_type();
+  const bool same = std::all_of(tensors.begin(), tensors.end(), [&](const Tensor& tensor) {
+    return !tensor.defined() || tensor.scalar_type() == first;
+  });
+  return same ? first : at::kFloat;
+}
+
+inline kernels::ActivationType activation_type(at::ScalarType dtype) {
+  if (dtype == at::kHalf) return kernels::ActivationType::fp16;
+  if (dtype == at::kBFloat16) return kernels::ActivationType::bf16;
+  TORCH_INTERNAL_ASSERT(dtype == at::kFloat);
+  return kernels::ActivationType::fp32;
+}
+
+/// A [T, B, …] tensor, read only; its innermost dimension must be contiguous. Undefined = absent.
+inline kernels::Activations activations(const Tensor& tensor) {
+  if (!tensor.defined()) return {};
+  return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1)};
+}
+
+inline kernels::Activations mutable_activations(const Tensor& tensor) {
+  return {tensor.mutable_data_ptr(), tensor.stride(0), tensor.stride(1)};
+}
+
+}  // namespace retain

@@ -1,0 +1,163 @@
+#include <ATen/ATen.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <retain/kernels/selective_scan/selective_scan_cuda.h>
+#include <retain/lib/ops/cuda_arguments.h>
+#include <retain/lib/ops/selective_scan.h>
+#include <retain/lib/ops/selective_scan_tensors.h>
+
+namespace retain {
+namespace {
+
+/// The kernels' view of the arguments, and the tensors that it points into. The activations are of
+/// one type: u's, or fp32 where they differ.
+struct Prepared {
+  at::ScalarType dtype;
+  Tensor u, delta, z, B, C, A, D, delta_bias;
+  kernels::SelectiveScanCudaInputs in;
+
+  explicit Prepared(const SelectiveScanTensors& from)
+      : dtype(common_dtype({from.u, from.delta, from.z, from.B, from.C})),
+        u(with_dense_rows(from.u, dtype)),
+        delta(with_dense_rows(from.delta, dtype)),
+        z(with_dense_rows(from.z, dtype)),
+        B(with_dense_rows(from.B, dtype)),
+        C(with_dense_rows(from.C, dtype)),
+        A(dense(from.A, at::kFloat)),
+        D(dense(from.D, at::kFloat)),
+        delta_bias(dense(from.delta_bias, at::kFloat)) {
+    in.T = u.size(0);
+    in.B = u.size(1);
+    in.D = u.size(2);
+    in.N = A.size(1);
+    in.G = B.size(2);
+    TORCH_CHECK(in.N <= kernels::kScanCudaMaxState, "selective_scan: d_state must be at most ",
+                kernels::kScanCudaMaxState, " on CUDA, got ", in.N);
+    in.type = activation_type(dtype);
+    in.u = activations(u);
+    in.delta = activations(delta);
+    in.z = activations(z);
+    in.B_matrix = activations(B);
+    in.C_matrix = activations(C);
+    in.B_stride_g = B.stride(2);
+    in.C_stride_g = C.stride(2);
+    in.A = pointer<float>(A);
+    in.D_skip = pointer<float>(D);
+    in.delta_bias = pointer<float>(delta_bias);
+    in.delta_softplus = from.delta_softplus;
+    in.reset = time_major<bool>(from.reset);
+  }
+
+  at::TensorOptions activation_options() const { return u.options(); }
+  at::TensorOptions float_options() const { return u.options().dtype(at::kFloat); }
+};
+
+/// Scratch memory of the segments, alive as long as the tensors are.
+struct Segments {
+  Tensor states, decays;
+
+  Segments(Prepared& prepared, bool exact, bool backward) {
+    auto& in = prepared.in;
+    if (!exact) kernels::cut_into_segments(in, backward);
+    if (in.segments == 1) return;
+    states = at::empty({in.segments, in.B, in.D, in.N}, prepared.float_options());
+    decays = at::empty_like(states);
+    in.segment_states = mutable_pointer<float>(states);
+    in.segment_decays = mutable_pointer<float>(decays);
+  }
+};
+
+/// fp64 has no kernels.
+ScanFwdOutputs reference(const SelectiveScanTensors& in) {
+  auto [y, last_state] =
+      selective_scan_reference(in.u, in.delta, in.A, in.B, in.C, in.D, in.z, in.delta_bias,
+                               in.delta_softplus, in.initial_state, in.reset);
+  return {y, last_state, at::empty({0}, last_state.options())};
+}
+
+ScanFwdOutputs fwd(const SelectiveScanTensors& tensors, int64_t checkpoint_every) {
+  if (tensors.u.scalar_type() == at::kDouble) return reference(tensors);
+  const c10::cuda::CUDAGuard guard(tensors.u.device());
+  Prepared prepared(tensors);
+  auto& in = prepared.in;
+  const bool keep = checkpoint_every != 0;
+  TORCH_CHECK(checkpoint_every >= 0 && checkpoint_every % kernels::kScanCudaTile == 0,
+              "selective_scan: checkpoint_every must be a multiple of ", kernels::kScanCudaTile,
+              ", got ", checkpoint_every);
+  if (keep) in.checkpoint_every = checkpoint_every;
+  const Segments segments(prepared, tensors.exact, false);
+  const auto initial_state = dense(tensors.initial_state, at::kFloat);
+  const auto y = at::empty({in.T, in.B, in.D}, prepared.activation_options());
+  const auto last_state = at::empty({in.B, in.D, in.N}, prepared.float_options());
+  const int64_t kept = keep ? (in.T + checkpoint_every - 1) / checkpoint_every : 0;
+  const auto checkpoints = keep ? at::empty({kept, in.B, in.D, in.N}, prepared.float_options())
+                                : at::empty({0}, prepared.float_options());
+  kernels::selective_scan_cuda_fwd(
+      {.in = in,
+       .initial_state = pointer<float>(initial_state),
+       .y = mutable_activations(y),
+       .last_state = mutable_pointer<float>(last_state),
+       .checkpoints = keep ? mutable_pointer<float>(checkpoints) : nullptr},
+      current_stream());
+  return {y.to(tensors.u.scalar_type()), last_state, checkpoints};
+}
+
+SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
+                           const SelectiveScanTensors& tensors, const Tensor& checkpoints,
+                           int64_t checkpoint_every) {
+  const c10::cuda::CUDAGuard guard(tensors.u.device());
+  Prepared prepared(tensors);
+  auto& in = prepared.in;
+  in.checkpoint_every = checkpoint_every;
+  const Segments segments(prepared, tensors.exact, true);
+  const auto activation = prepared.activation_options(), wide = prepared.float_options();
+  const auto dout = with_dense_rows(dy, prepared.dtype);
+  const auto dlast = dense(dlast_state, at::kFloat);
+  const auto du = at::empty({in.T, in.B, in.D}, activation), ddelta = at::empty_like(du);
+  const auto dz = in.z.data != nullptr ? at::empty_like(du) : at::empty({0}, activation);
+  const auto dB = at::empty({in.T, in.B, in.G, in.N}, activation), dC = at::empty_like(dB);
+  const auto dA = at::empty({in.D, in.N}, wide),
+             dinitial_state = at::empty({in.B, in.D, in.N}, wide);
+  const auto dD = at::empty({in.D_skip != nullptr ? in.D : 0}, wide);
+  const auto ddelta_bias = at::empty({in.delta_bias != nullptr ? in.D : 0}, wide);
+  const auto blocks = kernels::selective_scan_cuda_channel_blocks(in);
+  const auto dB_blocks = at::empty({blocks, in.T, in.B, in.G, in.N}, wide);
+  const auto dC_blocks = at::empty_like(dB_blocks);
+  const auto dA_rows = at::empty({in.segments, in.B, in.D, in.N}, wide);
+  const auto dD_rows = at::empty({in.segments, in.B, in.D}, wide),
+             dbias_rows = at::empty_like(dD_rows);
+  kernels::selective_scan_cuda_bwd(
+      {.in = in,
+       .checkpoints = pointer<float>(checkpoints),
+       .dy = activations(dout),
+       .dlast_state = pointer<float>(dlast),
+       .du = mutable_activations(du),
+       .ddelta = mutable_activations(ddelta),
+       .dz = in.z.data != nullptr ? mutable_activations(dz) : kernels::Activations{},
+       .dB = dB.mutable_data_ptr(),
+       .dC = dC.mutable_data_ptr(),
+       .dA = mutable_pointer<float>(dA),
+       .dD = dD.numel() > 0 ? mutable_pointer<float>(dD) : nullptr,
+       .ddelta_bias = ddelta_bias.numel() > 0 ? mutable_pointer<float>(ddelta_bias) : nullptr,
+       .dinitial_state = mutable_pointer<float>(dinitial_state),
+       .dB_blocks = mutable_pointer<float>(dB_blocks),
+       .dC_blocks = mutable_pointer<float>(dC_blocks),
+       .dA_rows = mutable_pointer<float>(dA_rows),
+       .dD_rows = mutable_pointer<float>(dD_rows),
+       .ddelta_bias_rows = mutable_pointer<float>(dbias_rows)},
+      current_stream());
+  return {.u = du,
+          .delta = ddelta,
+          .A = dA,
+          .B = dB,
+          .C = dC,
+          .D = dD,
+          .z = dz,
+          .delta_bias = ddelta_bias,
+          .initial_state = dinitial_state};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(retain, CUDA, m) { SelectiveScanOps<fwd, bwd>::add_to(m); }
+
+}  // namespace retain
