@@ -25,7 +25,7 @@ const std::vector<Command>& commands() {
       {"eval", eval_command, "Play a checkpoint greedily and print its normalised accuracy."},
       {"horizon", horizon_command,
        "Train several cores at several horizons: one table, one picture."},
-      {"bench", bench_command, "Measure the speed of training on this machine."},
+      {"bench", bench_command, "Measure the speed of training, or of one op, on this machine."},
       {"worlds", worlds_command, "List the worlds, what they ask of a memory, and their options."},
       {"cores", cores_command, "List the memory cores, their parameters and their state."},
       {"inspect", inspect_command, "Show what a file of retain holds."},

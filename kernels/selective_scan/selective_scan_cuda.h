@@ -94,6 +94,11 @@ void cut_into_segments(SelectiveScanCudaInputs& in, bool backward);
 int64_t selective_scan_cuda_channel_blocks(const SelectiveScanCudaInputs& in);
 
 void selective_scan_cuda_fwd(const SelectiveScanCudaFwd& params, CudaStream stream);
+
+/// T = 1 without checkpoints; last_state may be initial_state. The same bits as
+/// selective_scan_cuda_fwd.
+void selective_scan_cuda_update(const SelectiveScanCudaFwd& params, CudaStream stream);
+
 void selective_scan_cuda_bwd(const SelectiveScanCudaBwd& params, CudaStream stream);
 
 }  // namespace retain::kernels

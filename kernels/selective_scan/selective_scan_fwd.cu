@@ -236,7 +236,7 @@ __global__ void carry(const SelectiveScanCudaInputs in, const float* first, bool
     const int64_t at = (reverse ? in.segments - 1 - s : s) * all_states + i;
     const float change = in.segment_states[at], decay = in.segment_decays[at];
     in.segment_states[at] = h;
-    h = decay < 0 ? change : fmaf(decay, h, change);
+    h = decay < 0 || h == 0 ? change : fmaf(decay, h, change);
   }
 }
 

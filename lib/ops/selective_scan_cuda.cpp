@@ -91,13 +91,17 @@ ScanFwdOutputs fwd(const SelectiveScanTensors& tensors, int64_t checkpoint_every
   const int64_t kept = keep ? (in.T + checkpoint_every - 1) / checkpoint_every : 0;
   const auto checkpoints = keep ? at::empty({kept, in.B, in.D, in.N}, prepared.float_options())
                                 : at::empty({0}, prepared.float_options());
-  kernels::selective_scan_cuda_fwd(
-      {.in = in,
-       .initial_state = pointer<float>(initial_state),
-       .y = mutable_activations(y),
-       .last_state = mutable_pointer<float>(last_state),
-       .checkpoints = keep ? mutable_pointer<float>(checkpoints) : nullptr},
-      current_stream());
+  const kernels::SelectiveScanCudaFwd params{
+      .in = in,
+      .initial_state = pointer<float>(initial_state),
+      .y = mutable_activations(y),
+      .last_state = mutable_pointer<float>(last_state),
+      .checkpoints = keep ? mutable_pointer<float>(checkpoints) : nullptr};
+  if (in.T == 1 && !keep) {
+    kernels::selective_scan_cuda_update(params, current_stream());
+  } else {
+    kernels::selective_scan_cuda_fwd(params, current_stream());
+  }
   return {y.to(tensors.u.scalar_type()), last_state, checkpoints};
 }
 
@@ -113,12 +117,12 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
   const auto dout = with_dense_rows(dy, prepared.dtype);
   const auto dlast = dense(dlast_state, at::kFloat);
   const auto du = at::empty({in.T, in.B, in.D}, activation), ddelta = at::empty_like(du);
-  const auto dz = in.z.data != nullptr ? at::empty_like(du) : at::empty({0}, activation);
+  const auto dz = tensors.z.defined() ? at::empty_like(du) : at::empty({0}, activation);
   const auto dB = at::empty({in.T, in.B, in.G, in.N}, activation), dC = at::empty_like(dB);
   const auto dA = at::empty({in.D, in.N}, wide),
              dinitial_state = at::empty({in.B, in.D, in.N}, wide);
-  const auto dD = at::empty({in.D_skip != nullptr ? in.D : 0}, wide);
-  const auto ddelta_bias = at::empty({in.delta_bias != nullptr ? in.D : 0}, wide);
+  const auto dD = at::empty({tensors.D.defined() ? in.D : 0}, wide);
+  const auto ddelta_bias = at::empty({tensors.delta_bias.defined() ? in.D : 0}, wide);
   const auto blocks = kernels::selective_scan_cuda_channel_blocks(in);
   const auto dB_blocks = at::empty({blocks, in.T, in.B, in.G, in.N}, wide);
   const auto dC_blocks = at::empty_like(dB_blocks);
@@ -132,7 +136,7 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
        .dlast_state = pointer<float>(dlast),
        .du = mutable_activations(du),
        .ddelta = mutable_activations(ddelta),
-       .dz = in.z.data != nullptr ? mutable_activations(dz) : kernels::Activations{},
+       .dz = tensors.z.defined() ? mutable_activations(dz) : kernels::Activations{},
        .dB = dB.mutable_data_ptr(),
        .dC = dC.mutable_data_ptr(),
        .dA = mutable_pointer<float>(dA),

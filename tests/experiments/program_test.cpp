@@ -335,5 +335,21 @@ TEST(Program, BenchMeasuresEveryCore) {
   }
 }
 
+TEST(Program, BenchMeasuresEveryOp) {
+  TemporaryFolder folder;
+  for (const char* op : {"scan", "conv", "norm", "update", "block"}) {
+    const Result result = retain_run({"bench", op, "--smoke", "--json", folder / "bench.json"});
+    ASSERT_EQ(result.code, 0) << result.error;
+    EXPECT_THAT(result.out, HasSubstr("of limit"));
+    const auto json = nlohmann::json::parse(testing::read_bytes(folder / "bench.json"));
+    const auto row = json.at("results").at(0);
+    EXPECT_GT(row.at("forward").at("seconds").at("median").get<double>(), 0);
+    const double backward = row.at("backward").at("seconds").at("median").get<double>();
+    EXPECT_EQ(backward > 0, std::string(op) != "update");
+  }
+  expect_usage_error({"bench", "scan", "--dtype", "fp8"}, "unknown dtype \"fp8\"");
+  expect_usage_error({"bench", "scan", "--batch", "0"}, "--batch must be a whole number >= 1");
+}
+
 }  // namespace
 }  // namespace retain

@@ -49,7 +49,7 @@ inline at::Tensor reset_of(const ScanProblem& p) {
 /// The inputs as selective_scan takes them.
 struct ScanArguments {
   at::Tensor u, delta, A, B, C, D, z, delta_bias, initial_state, reset;
-  bool delta_softplus;
+  bool delta_softplus, exact = false;
 
   ScanArguments(const ScanOptions& options, const Tensors& inputs, const at::Tensor& reset_)
       : u(inputs[kU]),
@@ -68,7 +68,8 @@ struct ScanArguments {
 
   Tensors run() const {
     const auto [y, last] =
-        selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset);
+        selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus,
+                                         initial_state, reset, exact);
     return {y, last};
   }
 

@@ -1,0 +1,152 @@
+#include <retain/experiments/bench.h>
+#include <retain/lib/cores/mamba1.h>
+#include <retain/lib/ops/causal_conv1d.h>
+#include <retain/lib/ops/rms_norm.h>
+#include <retain/lib/ops/selective_scan.h>
+
+#include <map>
+
+namespace retain {
+namespace {
+
+using at::Tensor;
+
+struct Maker {
+  OpShape shape;
+  at::Device device;
+  int64_t T = shape.steps, B = shape.batch, D = shape.channels, N = shape.d_state;
+  double rows = static_cast<double>(T) * static_cast<double>(B);
+  double elements = rows * static_cast<double>(D), states = elements * static_cast<double>(N);
+  double size = static_cast<double>(c10::elementSize(shape.dtype));
+
+  Tensor activations(at::IntArrayRef sizes) const {
+    return at::randn(sizes, at::TensorOptions(device).dtype(at::kFloat)).to(shape.dtype);
+  }
+  Tensor weights(at::IntArrayRef sizes) const {
+    return at::randn(sizes, at::TensorOptions(device).dtype(at::kFloat));
+  }
+  /// An episode begins about every 128 steps.
+  Tensor resets() const {
+    return at::rand({T, B}, at::TensorOptions(device).dtype(at::kFloat)) < 1.0 / 128;
+  }
+};
+
+/// With every optional argument.
+OpCase scan_case(const Maker& m) {
+  const auto u = m.activations({m.T, m.B, m.D}), z = m.activations({m.T, m.B, m.D});
+  const auto delta = m.activations({m.T, m.B, m.D}) * 0.7 - 1;
+  const auto B = m.activations({m.T, m.B, 1, m.N}), C = m.activations({m.T, m.B, 1, m.N});
+  const auto A = -m.weights({m.D, m.N}).exp(), D = m.weights({m.D});
+  const auto bias = 0.1 * m.weights({m.D}), state = m.weights({m.B, m.D, m.N}), reset = m.resets();
+  OpCase made;
+  made.inputs = {u, delta, A, B, C, D, z, bias, state};
+  made.fused = [=] {
+    return std::get<0>(selective_scan(u, delta, A, B, C, D, z, bias, true, state, reset));
+  };
+  made.composed = [=] {
+    return std::get<0>(selective_scan_reference(u, delta, A, B, C, D, z, bias, true, state, reset));
+  };
+  const double matrices = 2 * m.rows * static_cast<double>(m.N);
+  const double state_bytes = 4 * static_cast<double>(m.B * m.D * m.N);
+  made.fwd_bytes = m.size * (4 * m.elements + matrices) + 2 * state_bytes;
+  made.bwd_bytes = m.size * (7 * m.elements + 2 * matrices) + 2 * state_bytes;
+  made.fwd_exponentials = made.bwd_exponentials = m.states;
+  made.fwd_multiply_adds = 4 * m.states;
+  made.bwd_multiply_adds = 13 * m.states;
+  return made;
+}
+
+OpCase update_case(const Maker& m) {
+  const auto u = m.activations({m.B, m.D}), z = m.activations({m.B, m.D});
+  const auto delta = m.activations({m.B, m.D});
+  const auto B = m.activations({m.B, 1, m.N}), C = m.activations({m.B, 1, m.N});
+  const auto A = -m.weights({m.D, m.N}).exp(), D = m.weights({m.D}), bias = m.weights({m.D});
+  const auto state = m.weights({m.B, m.D, m.N}), reset = m.resets()[0];
+  OpCase made;
+  made.fused = [=] {
+    return std::get<0>(selective_scan_update(u, delta, A, B, C, state, D, z, bias, true, reset));
+  };
+  made.composed = [=] {
+    const auto step = [](const Tensor& x) { return x.unsqueeze(0); };
+    return std::get<0>(selective_scan_reference(step(u), step(delta), A, step(B), step(C), D,
+                                                step(z), bias, true, state, step(reset)));
+  };
+  made.fwd_bytes = m.size * (4 * m.elements + 2 * m.rows * static_cast<double>(m.N)) + 8 * m.states;
+  made.fwd_exponentials = m.states;
+  made.fwd_multiply_adds = 4 * m.states;
+  return made;
+}
+
+OpCase conv_case(const Maker& m) {
+  constexpr int64_t kTaps = 4;
+  const auto x = m.activations({m.T, m.B, m.D}), weight = m.weights({m.D, kTaps}).to(m.shape.dtype);
+  const auto bias = m.weights({m.D}).to(m.shape.dtype), reset = m.resets();
+  const auto state = m.weights({m.B, kTaps - 1, m.D});
+  OpCase made;
+  made.inputs = {x, weight, bias, state};
+  made.fused = [=] { return std::get<0>(causal_conv1d(x, weight, bias, true, state, reset)); };
+  made.composed = [=] {
+    return std::get<0>(causal_conv1d_reference(x, weight, bias, true, state, reset));
+  };
+  made.fwd_bytes = 2 * m.size * m.elements;
+  made.bwd_bytes = 3 * m.size * m.elements;
+  made.fwd_exponentials = made.bwd_exponentials = m.elements;
+  made.fwd_multiply_adds = kTaps * m.elements;
+  made.bwd_multiply_adds = 3 * kTaps * m.elements;
+  return made;
+}
+
+OpCase norm_case(const Maker& m) {
+  const auto x = m.activations({m.T, m.B, m.D}), weight = m.weights({m.D});
+  const auto residual = m.weights({m.T, m.B, m.D});
+  OpCase made;
+  made.inputs = {x, weight, residual};
+  made.fused = [=] { return std::get<0>(rms_norm(x, weight, residual, 1e-5)); };
+  made.composed = [=] { return std::get<0>(rms_norm_reference(x, weight, residual, 1e-5)); };
+  made.fwd_bytes = (2 * m.size + 8) * m.elements;
+  made.bwd_bytes = (2 * m.size + 4) * m.elements;
+  made.fwd_multiply_adds = 3 * m.elements;
+  made.bwd_multiply_adds = 6 * m.elements;
+  return made;
+}
+
+/// One Mamba-1 block of d_model = channels; its products in the type's own precision.
+OpCase block_case(const Maker& m) {
+  const auto core = std::make_shared<Mamba1>(Mamba1Options{.d_model = m.D, .d_state = m.N});
+  core->to(m.device, m.shape.dtype);
+  const auto x = m.activations({m.T, m.B, m.D}), reset = m.resets();
+  const auto state = core->initial_state(m.B);
+  OpCase made;
+  made.inputs = core->parameters();
+  made.inputs.push_back(x);
+  made.fused = [=] { return core->forward(x, state, reset).y; };
+  const double products =
+      2 * (2 + 1) + 2 * (2.0 / 16 + 2.0 * static_cast<double>(m.N) / static_cast<double>(m.D));
+  made.fwd_multiply_adds = m.elements * static_cast<double>(m.D) * products + 8 * m.states;
+  made.bwd_multiply_adds = 2 * made.fwd_multiply_adds;
+  made.fwd_exponentials = made.bwd_exponentials = 2 * m.states;
+  made.fwd_bytes = m.size * 14 * m.elements;
+  made.bwd_bytes = m.size * 28 * m.elements;
+  return made;
+}
+
+const std::map<std::string, OpCase (*)(const Maker&)>& makers() {
+  static const std::map<std::string, OpCase (*)(const Maker&)> all = {{"scan", scan_case},
+                                                                      {"conv", conv_case},
+                                                                      {"norm", norm_case},
+                                                                      {"update", update_case},
+                                                                      {"block", block_case}};
+  return all;
+}
+
+}  // namespace
+
+std::vector<std::string> bench_op_names() { return {"scan", "conv", "norm", "update", "block"}; }
+
+OpCase make_case(const std::string& op, const OpShape& shape, at::Device device) {
+  OpCase made = makers().at(op)({.shape = shape, .device = device});
+  for (auto& input : made.inputs) input.requires_grad_();
+  return made;
+}
+
+}  // namespace retain

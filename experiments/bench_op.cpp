@@ -1,0 +1,229 @@
+#include <ATen/Parallel.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <retain/experiments/bench.h>
+#include <retain/experiments/names.h>
+#include <retain/experiments/options.h>
+#include <retain/experiments/run_options.h>
+#include <retain/experiments/text.h>
+#include <retain/kernels/common/peak.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <cmath>
+#include <iostream>
+
+namespace retain {
+namespace {
+
+using at::Tensor;
+
+/// What the device can do a second.
+struct Limits {
+  double bytes = 0, exponentials = 0, multiply_adds = 0;
+};
+
+/// One pass of an op; composed is NaN where there is nothing to compare with.
+struct Pass {
+  Sample fused = {};
+  double composed = NAN, share = NAN;  ///< share of the limit that binds
+  const char* limit = "-";
+};
+
+struct Measurement {
+  OpShape shape;
+  Pass fwd = {}, bwd = {};
+  double peak_bytes = NAN;  ///< of the backward pass, what came before it included
+};
+
+Limits limits_of(at::Device device) {
+  constexpr int64_t kElements = 128 << 20;
+  const auto from = at::zeros({kElements}, at::TensorOptions(device).dtype(at::kFloat));
+  const auto to = at::empty_like(from);
+  Stopwatch watch(device, 7);
+  Limits limits;
+  limits.bytes = 8.0 * kElements / watch.measure([&] { Tensor(to).copy_(from); }).low;
+  const auto peak = device.is_cpu() ? kernels::peak_cpu() : kernels::peak_cuda();
+  const int units = device.is_cpu() ? at::get_num_threads() : 1;
+  limits.exponentials = units * peak.exponentials;
+  limits.multiply_adds = units * peak.multiply_adds;
+  return limits;
+}
+
+/// The limit that takes longest, and what share of the measured time it takes.
+void compare(const Limits& limits, double bytes, double exponentials, double multiply_adds,
+             Pass& pass) {
+  double longest = 0;
+  const auto consider = [&](const char* name, double work, double rate) {
+    if (rate <= 0 || work / rate <= longest) return;
+    longest = work / rate;
+    pass.limit = name;
+  };
+  consider("memory", bytes, limits.bytes);
+  consider("exp", exponentials, limits.exponentials);
+  consider("fma", multiply_adds, limits.multiply_adds);
+  if (longest > 0) pass.share = longest / pass.fused.median;
+}
+
+/// Seconds of the backward pass of `run`.
+Sample measure_backward(Stopwatch& watch, const OpCase& op, const std::function<Tensor()>& run) {
+  Tensor y, dy;
+  return watch.measure([&] { torch::autograd::grad({y}, op.inputs, {dy}, false, false, true); },
+                       [&] {
+                         y = run();
+                         if (!dy.defined()) dy = at::randn_like(y);
+                       });
+}
+
+double peak_bytes(at::Device device, const OpCase& op) {
+  if (device.is_cpu()) return NAN;
+  auto* allocator = at::getDeviceAllocator(device.type());
+  const auto index = device.index() < 0 ? at::DeviceIndex{0} : device.index();
+  allocator->resetPeakStats(index);
+  const auto y = op.fused();
+  torch::autograd::grad({y}, op.inputs, {at::ones_like(y)}, false, false, true);
+  return static_cast<double>(allocator->getDeviceStats(index).allocated_bytes[0].peak);
+}
+
+Measurement measure(const std::string& name, const OpShape& shape, at::Device device,
+                    const Limits& limits, int64_t repetitions, int64_t longest_composed) {
+  const OpCase op = make_case(name, shape, device);
+  const bool compose = op.composed && shape.steps <= longest_composed;
+  Stopwatch watch(device, repetitions);
+  Measurement result{.shape = shape};
+  {
+    at::NoGradGuard no_grad;
+    result.fwd.fused = watch.measure([&] { op.fused(); });
+    if (compose) result.fwd.composed = watch.measure([&] { op.composed(); }).median;
+  }
+  compare(limits, op.fwd_bytes, op.fwd_exponentials, op.fwd_multiply_adds, result.fwd);
+  if (op.inputs.empty()) return result;
+  result.bwd.fused = measure_backward(watch, op, op.fused);
+  if (compose) result.bwd.composed = measure_backward(watch, op, op.composed).median;
+  compare(limits, op.bwd_bytes, op.bwd_exponentials, op.bwd_multiply_adds, result.bwd);
+  result.peak_bytes = peak_bytes(device, op);
+  return result;
+}
+
+std::string name_of(at::ScalarType dtype) {
+  return dtype == at::kHalf ? "fp16" : dtype == at::kBFloat16 ? "bf16" : "fp32";
+}
+
+at::ScalarType dtype_of(const std::string& name) {
+  check_name("dtype", name, {"fp32", "fp16", "bf16"});
+  return name == "fp16" ? at::kHalf : name == "bf16" ? at::kBFloat16 : at::kFloat;
+}
+
+/// The rows of the published comparison; the CPU gets those of training on a CPU.
+std::vector<OpShape> table_of(const std::string& op, bool cpu) {
+  if (op == "update")
+    return {{1, 1, 512, 16},
+            {64, 1, 512, 16},
+            {1024, 1, 512, 16},
+            {8192, 1, 512, 16},
+            {65536, 1, 512, 16}};
+  if (cpu) return {{64, 128, 64, 16}, {256, 128, 128, 16}, {64, 128, 128, 8}};
+  if (op == "block")
+    return {{64, 128, 256, 16}, {256, 64, 256, 16}, {16, 8192, 256, 16}, {4, 65536, 256, 16}};
+  return {{8, 2048, 1536, 16}, {16, 512, 1024, 32}, {1, 512, 1024, 32},  {64, 128, 512, 16},
+          {256, 64, 512, 16},  {32, 1024, 256, 16}, {16, 8192, 512, 16}, {4, 65536, 512, 16},
+          {1, 65536, 256, 16}, {1, 1048576, 64, 16}};
+}
+
+std::vector<std::string> cells(const Pass& pass) {
+  if (pass.fused.median == 0) return {"-", "-", "-", "-"};
+  const double spread = (pass.fused.high - pass.fused.low) / pass.fused.median;
+  return {fixed(1e3 * pass.fused.median, 4), percent(spread),
+          percent(pass.share) + " " + pass.limit,
+          std::isnan(pass.composed) ? "-" : fixed(pass.composed / pass.fused.median, 1) + "x"};
+}
+
+std::vector<std::string> row(const Measurement& m) {
+  std::vector<std::string> all = {name_of(m.shape.dtype), std::to_string(m.shape.batch),
+                                  std::to_string(m.shape.steps), std::to_string(m.shape.channels),
+                                  std::to_string(m.shape.d_state)};
+  for (const Pass* pass : {&m.fwd, &m.bwd}) {
+    for (auto& cell : cells(*pass)) all.push_back(std::move(cell));
+  }
+  const double tokens = static_cast<double>(m.shape.batch * m.shape.steps);
+  all.push_back(fixed(tokens / (m.fwd.fused.median + m.bwd.fused.median) / 1e6, 2));
+  all.push_back(fixed(m.peak_bytes / 1e6, 1));
+  return all;
+}
+
+Json to_json(const Pass& pass) {
+  return {{"seconds", to_json(pass.fused)},
+          {"composed_seconds", pass.composed},
+          {"share", pass.share},
+          {"limit", pass.limit}};
+}
+
+Json to_json(const Measurement& m) {
+  return {{"batch", m.shape.batch},          {"steps", m.shape.steps},
+          {"channels", m.shape.channels},    {"d_state", m.shape.d_state},
+          {"dtype", name_of(m.shape.dtype)}, {"forward", to_json(m.fwd)},
+          {"backward", to_json(m.bwd)},      {"peak_bytes", m.peak_bytes}};
+}
+
+}  // namespace
+
+int bench_op_command(const std::string& op, const Arguments& arguments) {
+  OpShape shape;
+  std::string dtype = "fp32", device = "cpu", json;
+  int64_t repetitions = 20, longest_composed = 512, threads = 0;
+  bool table_rows = false, smoke = false;
+  Options options("retain bench " + op + " [options]",
+                  "Measures one op, forward and backward: milliseconds (median), their spread, the "
+                  "share of the limit that binds (memory, exponentials or multiply-adds) and how "
+                  "many times longer the same takes by LibTorch's own ops.");
+  options.add("batch", shape.batch, {.min = 1}, "Rows.");
+  options.add("steps", shape.steps, {.min = 1}, "Time steps; an update has one.");
+  options.add("channels", shape.channels, {.min = 1}, "d_inner; of a block d_model.");
+  options.add("d_state", shape.d_state, {.min = 1}, "State size a channel.");
+  options.add("dtype", dtype, "fp32, fp16 or bf16; the state stays fp32.");
+  options.add("device", device, "cpu, cuda or cuda:N.");
+  options.add("repetitions", repetitions, {.min = 1}, "Runs measured, after two to warm up.");
+  options.add("longest_composed", longest_composed, {.min = 0},
+              "Compare with LibTorch's ops up to this many steps.");
+  options.add("threads", threads, {.min = 0}, "Threads on the CPU; 0 = all.");
+  options.add_flag("table", table_rows, "The rows of the published comparison.");
+  options.add_flag("smoke", smoke, "A size that takes no time: does it run at all?");
+  options.add("json", json, "Write the figures to this file, too.");
+  if (!options.parse(arguments)) return 0;
+  shape.dtype = dtype_of(dtype);
+  check_device(device);
+  const at::Device where(device);
+  if (threads > 0) at::set_num_threads(static_cast<int>(threads));
+  if (op == "update") shape.steps = 1;
+  std::vector<OpShape> shapes = {shape};
+  if (table_rows) shapes = table_of(op, where.is_cpu());
+  if (smoke) shapes = {{2, op == "update" ? 1 : 5, 8, 4}};
+  for (auto& each : shapes) each.dtype = shape.dtype;
+
+  const Limits limits = smoke ? Limits{1, 1, 1} : limits_of(where);
+  std::cout << op << " on " << device << ": copy " << fixed(limits.bytes / 1e9, 0) << " GB/s, "
+            << short_count(limits.exponentials) << " exponentials/s, "
+            << short_count(limits.multiply_adds) << " multiply-adds/s\n"
+            << std::flush;
+  std::vector<std::vector<std::string>> rows = {
+      {"dtype", "batch", "steps", "channels", "d_state", "fwd ms", "spread", "of limit", "LibTorch",
+       "bwd ms", "spread", "of limit", "LibTorch", "Mtokens/s", "peak MB"}};
+  Json results = Json::array();
+  for (const OpShape& each : shapes) {
+    const auto measured = measure(op, each, where, limits, repetitions, longest_composed);
+    rows.push_back(row(measured));
+    results.push_back(to_json(measured));
+  }
+  std::cout << table(rows);
+  if (!json.empty()) {
+    write_json(json, {{"format", 1},
+                      {"benchmark", op},
+                      {"device", device},
+                      {"copy_bytes_per_second", limits.bytes},
+                      {"exponentials_per_second", limits.exponentials},
+                      {"multiply_adds_per_second", limits.multiply_adds},
+                      {"repetitions", repetitions},
+                      {"results", results}});
+  }
+  return 0;
+}
+
+}  // namespace retain

@@ -1,0 +1,424 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "lib/selective_scan_problem.h"
+#include "support/cuda.h"
+#include "support/files.h"
+
+namespace retain {
+namespace {
+
+using ::testing::HasSubstr;
+using namespace testing;
+
+ScanArguments on_cuda(ScanArguments in) {
+  for (auto* tensor : {&in.u, &in.delta, &in.A, &in.B, &in.C, &in.D, &in.z, &in.delta_bias,
+                       &in.initial_state, &in.reset}) {
+    *tensor = cuda(*tensor);
+  }
+  return in;
+}
+
+/// The kernels, with inputs and outputs on the CPU.
+Op gpu(const ScanProblem& p, bool exact = false) {
+  return [=](const Tensors& in) {
+    auto arguments = on_cuda(ScanArguments(p.options, in, reset_of(p)));
+    arguments.exact = exact;
+    return cpu(arguments.run());
+  };
+}
+
+TEST(SelectiveScanCuda, AgreesWithReferenceOverShapes) {
+  RETAIN_NEEDS_CUDA();
+  for (const auto& p : std::vector<ScanProblem>{{1, 1, 16, 1},
+                                                {1, 5, 3, 16, 3},
+                                                {3, 2, 20, 8},
+                                                {15, 1, 16, 17},
+                                                {16, 2, 17, 16},
+                                                {17, 9, 15, 4},
+                                                {33, 2, 70, 16},
+                                                {40, 3, 132, 8, 2},
+                                                {127, 2, 16, 16},
+                                                {129, 1, 24, 17, 2},
+                                                {2, 1, 5, 64},
+                                                {19, 2, 33, 256},
+                                                {37, 2, 12, 32},
+                                                {200, 1, 9, 100},
+                                                {2047, 2, 8, 16},
+                                                {2049, 1, 36, 16},
+                                                {700, 3, 8, 2}}) {
+    SCOPED_TRACE(::testing::Message() << p.T << " " << p.B << " " << p.D << " " << p.N);
+    expect_matches_reference(gpu(p), reference(p), inputs_of(p), at::kFloat, 1e-6, 1e-5);
+    expect_matches_reference(gpu(p, true), reference(p), inputs_of(p), at::kFloat, 1e-6, 1e-5);
+    expect_half_types_keep_precision(gpu(p), reference(p), inputs_of(p));
+  }
+}
+
+TEST(SelectiveScanCuda, AgreesWithReferenceForEveryCombinationOfOptions) {
+  RETAIN_NEEDS_CUDA();
+  for (const auto& options : all_options()) {
+    for (const int64_t T : {18, 300}) {
+      const ScanProblem p{T, 2, 18, 3, 1, options};
+      expect_matches_reference(gpu(p), reference(p), inputs_of(p), at::kFloat, 1e-6, 1e-5);
+    }
+  }
+}
+
+TEST(SelectiveScanCuda, DoubleRunsTheReference) {
+  RETAIN_NEEDS_CUDA();
+  const ScanProblem p{9, 2, 6, 3, 2};
+  expect_matches_reference(gpu(p), reference(p), inputs_of(p), at::kDouble, 1e-14, 1e-13);
+}
+
+TEST(SelectiveScanCuda, MixedTypesAreComputedInTheWider) {
+  RETAIN_NEEDS_CUDA();
+  const ScanProblem p{21, 2, 12, 5};
+  auto in = on_cuda(arguments_of(p, at::kBFloat16));
+  auto wide = in;
+  for (auto* tensor : {&wide.u, &wide.B, &wide.C, &wide.z, &wide.A, &wide.D, &wide.delta_bias,
+                       &wide.initial_state}) {
+    *tensor = tensor->to(at::kFloat);
+  }
+  wide.delta = in.delta = in.delta.to(at::kFloat);
+  const auto got = in.run(), expected = wide.run();
+  expect_bit_equal({got[0], got[1]}, {expected[0].to(at::kBFloat16), expected[1]});
+}
+
+TEST(SelectiveScanCuda, HalfActivationsTakeFloatWeightsAndState) {
+  RETAIN_NEEDS_CUDA();
+  auto in = on_cuda(arguments_of({5, 2, 4, 3}, at::kHalf));
+  const auto expected = in.run();
+  for (auto* tensor : {&in.A, &in.D, &in.delta_bias, &in.initial_state}) {
+    *tensor = tensor->to(at::kFloat);
+  }
+  expect_bit_equal(in.run(), expected);
+}
+
+TEST(SelectiveScanCuda, ExactEqualsRepeatedUpdates) {
+  RETAIN_NEEDS_CUDA();
+  for (const int64_t N : {3, 16, 40, 200}) {
+    const ScanProblem p{300, 2, 20, N};
+    for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+      auto in = on_cuda(arguments_of(p, dtype));
+      in.exact = true;
+      const auto whole = in.run();
+      auto state = in.initial_state.to(at::kFloat);
+      Tensors steps;
+      for (int64_t t = 0; t < p.T; ++t) {
+        const auto [y, next] =
+            selective_scan_update(in.u[t], in.delta[t], in.A, in.B[t], in.C[t], state, in.D,
+                                  in.z[t], in.delta_bias, in.delta_softplus, in.reset[t]);
+        steps.push_back(y);
+        state = next;
+      }
+      expect_bit_equal({at::stack(steps), state}, whole);
+    }
+  }
+}
+
+TEST(SelectiveScanCuda, CutAnywhereAndCarryTheState) {
+  RETAIN_NEEDS_CUDA();
+  const ScanProblem p{34, 3, 18, 5};
+  const auto in = on_cuda(arguments_of(p));
+  const auto whole = in.run();
+  for (int64_t cut = 0; cut <= p.T; ++cut) {
+    const auto first = in.steps(0, cut, in.initial_state).run();
+    const auto second = in.steps(cut, p.T, first[1]).run();
+    expect_bit_equal({at::cat({first[0], second[0]}), second[1]}, whole);
+  }
+}
+
+TEST(SelectiveScanCuda, SegmentsAgreeWithTheOrderOfTime) {
+  RETAIN_NEEDS_CUDA();
+  for (const bool reset : {false, true}) {
+    const ScanProblem p{5000, 1, 24, 16, 1, {.reset = reset}};
+    auto in = on_cuda(arguments_of(p));
+    in.delta = in.delta - 5;  // so slow that every segment feels the one before it
+    const auto split = in.run();
+    in.exact = true;
+    const auto ordered = in.run();
+    EXPECT_EQ(at::equal(split[0], ordered[0]), reset) << "time was not cut";
+    for (auto* tensor :
+         {&in.u, &in.delta, &in.A, &in.B, &in.C, &in.D, &in.z, &in.delta_bias, &in.initial_state}) {
+      *tensor = tensor->to(at::kDouble);
+    }
+    const auto expected = in.run_reference();
+    for (const auto& got : {split, ordered}) expect_close(got, expected, 1e-5);
+  }
+}
+
+TEST(SelectiveScanCuda, TrainingAndActingGiveTheSameBits) {
+  RETAIN_NEEDS_CUDA();
+  const ScanProblem p{33, 5, 20, 6};
+  const auto in = to(inputs_of(p), at::kFloat);
+  expect_bit_equal(gpu(p)(in), differentiate(gpu(p), in).outputs);
+}
+
+TEST(SelectiveScanCuda, ResetEqualsFreshState) {
+  RETAIN_NEEDS_CUDA();
+  const ScanProblem p{35, 3, 18, 5};
+  auto in = on_cuda(arguments_of(p));
+  for (const int64_t t : {0, 1, 15, 16, 17, 34}) {
+    in.reset = at::zeros({p.T, p.B}, in.reset.options());
+    in.reset[t].fill_(true);
+    const auto outputs = in.run();
+    const auto fresh = in.steps(t, p.T, at::Tensor()).run();
+    expect_bit_equal({outputs[0].slice(0, t), outputs[1]}, fresh);
+  }
+}
+
+TEST(SelectiveScanCuda, ResetAtEveryStepRemembersNothing) {
+  RETAIN_NEEDS_CUDA();
+  const ScanProblem p{18, 2, 5, 3};
+  auto in = on_cuda(arguments_of(p));
+  in.reset = at::ones_like(in.reset);
+  const auto y = in.run()[0];
+  for (int64_t t = 0; t < p.T; ++t) {
+    expect_bit_equal(y[t], in.steps(t, t + 1, at::Tensor()).run()[0][0]);
+  }
+}
+
+TEST(SelectiveScanCuda, NaNBeforeAResetReachesNothingAfterIt) {
+  RETAIN_NEEDS_CUDA();
+  for (const int64_t T : {35, 600}) {
+    for (const auto& options : {ScanOptions{}, ScanOptions{.z = false}}) {
+      const ScanProblem p{T, 3, 20, 4, 1, options};
+      const int64_t at = T / 2;
+      auto reset = at::zeros({p.T, p.B}, at::kBool);
+      reset[at].fill_(true);
+      const auto run = [&](const Tensors& values) {
+        Tensors in;
+        for (const auto& value : values) in.push_back(cuda(value).detach().requires_grad_());
+        const auto outputs = ScanArguments(p.options, in, cuda(reset)).run();
+        const Tensors seen = {outputs[0].slice(0, at), outputs[1]};
+        auto gradients = torch::autograd::grad(
+            seen, in, {cuda(randn({p.T - at, p.B, p.D}, 5)), cuda(randn({p.B, p.D, p.N}, 6))});
+        for (const auto& output : seen) gradients.push_back(output.detach());
+        return gradients;
+      };
+      const auto clean = to(inputs_of(p), at::kFloat);
+      const auto expected = run(clean);
+      for (const double poison : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+        Tensors poisoned;
+        for (const auto& tensor : clean) poisoned.push_back(tensor.clone());
+        for (const size_t i : {size_t{kU}, size_t{kDelta}, size_t{kB}, size_t{kC}}) {
+          poisoned[i].slice(0, 0, at).fill_(poison);
+        }
+        if (options.z) poisoned[6].slice(0, 0, at).fill_(poison);
+        poisoned.back().fill_(poison);
+        expect_bit_equal(run(poisoned), expected);
+      }
+    }
+  }
+}
+
+TEST(SelectiveScanCuda, OddLengthsCarryGradientsOutOfTheLastState) {
+  RETAIN_NEEDS_CUDA();
+  for (const int64_t T : {1, 3, 127, 129, 2047}) {
+    const ScanProblem p{T, 2, 5, 3, 1, {.reset = false}};
+    const auto run = [&](const Op& op, at::ScalarType dtype) {
+      auto in = to(inputs_of(p), dtype);
+      in[kDelta] = in[kDelta] - 5;  // so slow that the gradient reaches the first step
+      const Tensors asked = {in[kU], in[kDelta], in[kA], in[kB], in.back()};
+      for (auto tensor : asked) tensor.requires_grad_();
+      return torch::autograd::grad({op(in)[1].square().sum()}, asked);
+    };
+    expect_close(run(gpu(p), at::kFloat), run(reference(p), at::kDouble), 1e-5);
+  }
+}
+
+TEST(SelectiveScanCuda, ReadsStridedAndExpandedViews) {
+  RETAIN_NEEDS_CUDA();
+  const ScanProblem p{18, 5, 20, 6, 2};
+  const auto in = to(inputs_of(p), at::kFloat);
+  const auto expected = differentiate(gpu(p), in);
+  const auto batch_first = [](const at::Tensor& x) {
+    return x.transpose(0, 1).contiguous().transpose(0, 1);
+  };
+  const auto within_wider = [](const at::Tensor& x) {
+    return at::cat({x, x, x}, -1).narrow(-1, x.size(-1), x.size(-1));
+  };
+  const Op viewed = [&](const Tensors& inputs) {
+    auto moved = cuda(inputs);
+    for (const size_t i : {size_t{kU}, size_t{kDelta}, size_t{6}}) moved[i] = batch_first(moved[i]);
+    for (const size_t i : {size_t{kB}, size_t{kC}}) moved[i] = within_wider(moved[i]);
+    return cpu(ScanArguments(p.options, moved, cuda(reset_of(p))).run());
+  };
+  const auto got = differentiate(viewed, in);
+  expect_bit_equal(got.outputs, expected.outputs);
+  expect_bit_equal(got.gradients, expected.gradients);
+
+  auto arguments = on_cuda(arguments_of(p));
+  arguments.u = arguments.u.narrow(0, 0, 1).expand({p.T, p.B, p.D});
+  arguments.delta = arguments.delta.narrow(2, 0, 1).expand({p.T, p.B, p.D});
+  arguments.B = arguments.B.narrow(1, 0, 1).expand({p.T, p.B, p.G, p.N});
+  arguments.reset = arguments.reset.narrow(1, 0, 1).expand({p.T, p.B});
+  auto dense = arguments;
+  for (auto* tensor : {&dense.u, &dense.delta, &dense.B, &dense.reset}) {
+    *tensor = tensor->contiguous();
+  }
+  expect_bit_equal(arguments.run(), dense.run());
+}
+
+TEST(SelectiveScanCuda, ReadsRowsThatLieOffTheBoundaryOfFour) {
+  RETAIN_NEEDS_CUDA();
+  const ScanProblem p{20, 3, 16, 4};
+  for (const auto dtype : {at::kFloat, at::kHalf}) {
+    auto in = on_cuda(arguments_of(p, dtype));
+    const auto expected = in.run();
+    for (auto* tensor : {&in.u, &in.delta, &in.z}) {
+      auto wider = at::zeros({p.T, p.B, p.D + 3}, tensor->options());
+      wider.narrow(2, 1, p.D).copy_(*tensor);
+      *tensor = wider.narrow(2, 1, p.D);
+    }
+    expect_bit_equal(in.run(), expected);
+  }
+}
+
+TEST(SelectiveScanCuda, EmptySequencesAndBatchesWork) {
+  RETAIN_NEEDS_CUDA();
+  for (const auto& [T, B] : std::vector<std::pair<int64_t, int64_t>>{{0, 3}, {4, 0}, {0, 0}}) {
+    const ScanProblem p{T, B, 5, 2};
+    const auto in = to(inputs_of(p), at::kFloat);
+    const auto got = differentiate(gpu(p), in);
+    expect_bit_equal(got.outputs, reference(p)(in));
+    EXPECT_TRUE((got.gradients[kA] == 0).all().item<bool>());
+  }
+}
+
+TEST(SelectiveScanCuda, RowAloneEqualsRowInBatch) {
+  RETAIN_NEEDS_CUDA();
+  const ScanProblem p{37, 21, 70, 5};
+  const auto weights = randn({p.T, p.B, p.D}, 9);
+  const auto run = [&](int64_t begin, int64_t count) {
+    auto in = on_cuda(arguments_of(p).rows(begin, count));
+    Tensors asked;
+    for (auto* tensor : {&in.u, &in.delta, &in.B, &in.C, &in.z, &in.initial_state}) {
+      *tensor = tensor->detach().requires_grad_();
+      asked.push_back(*tensor);
+    }
+    const auto outputs = in.run();
+    auto results = torch::autograd::grad(
+        outputs, asked,
+        {cuda(weights.narrow(1, begin, count).contiguous()), at::ones_like(outputs[1])});
+    results.back() = results.back().unsqueeze(0);
+    results.push_back(outputs[0].detach());
+    results.push_back(outputs[1].detach().unsqueeze(0));
+    return results;
+  };
+  const auto batch = run(0, p.B);
+  for (const int64_t b : {0, 7, 20}) {
+    const auto alone = run(b, 1);
+    for (size_t i = 0; i < batch.size(); ++i) {
+      expect_bit_equal(batch[i].narrow(1, b, 1).contiguous(), alone[i]);
+    }
+  }
+}
+
+TEST(SelectiveScanCuda, FiveRunsGiveTheSameBits) {
+  RETAIN_NEEDS_CUDA();
+  for (const ScanProblem& p : {ScanProblem{129, 33, 96, 16}, ScanProblem{4099, 1, 40, 16}}) {
+    const auto in = to(inputs_of(p), at::kFloat);
+    const auto first = differentiate(gpu(p), in);
+    for (int run = 1; run < 5; ++run) {
+      const auto again = differentiate(gpu(p), in);
+      expect_bit_equal(again.outputs, first.outputs);
+      expect_bit_equal(again.gradients, first.gradients);
+    }
+  }
+}
+
+TEST(SelectiveScanCuda, StateDoesNotDriftOverManySteps) {
+  RETAIN_NEEDS_CUDA();
+  // Slow channels: what a step forgets, 1 - exp(delta A), goes down to 1e-4.
+  const ScanProblem p{100000, 1, 16, 4, 1, {.reset = false}};
+  auto narrow = to(inputs_of(p), at::kFloat);
+  narrow[kDelta] = narrow[kDelta] - at::linspace(0, 6, p.D);
+  for (const bool exact : {false, true}) {
+    const auto got = gpu(p, exact)(narrow);
+    expect_close(got, kernel(p)(to(narrow, at::kDouble)), 1e-5);
+  }
+}
+
+/// One step on one channel that makes delta' itself the last state.
+at::Tensor delta_prime(const at::Tensor& delta) {
+  const auto one = at::ones({1, delta.size(0), 1}, delta.options());
+  const auto row = one.unsqueeze(-1);
+  return std::get<1>(selective_scan(one, delta.view({1, -1, 1}), at::zeros({1, 1}, delta.options()),
+                                    row, row, {}, {}, {}, true))
+      .view({-1});
+}
+
+TEST(SelectiveScanCuda, SoftplusIsExactFromDeepNegativeToTheIdentity) {
+  RETAIN_NEEDS_CUDA();
+  const std::vector<double> values = {-20, -17, -15, -12, -10, -1, 0, 1, 19.999, 20, 20.001, 60};
+  auto delta = cuda(at::tensor(values, at::kFloat)).requires_grad_();
+  const auto got = delta_prime(delta);
+  const auto slope = torch::autograd::grad({got.sum()}, {delta})[0];
+  for (size_t i = 0; i < values.size(); ++i) {
+    const double x = delta[i].item<double>();
+    EXPECT_NEAR(got[i].item<double>() / (x > 20 ? x : std::log1p(std::exp(x))), 1, 4e-7) << x;
+    EXPECT_NEAR(slope[i].item<double>() / (x > 20 ? 1 : 1 / (1 + std::exp(-x))), 1, 2e-6) << x;
+  }
+  EXPECT_EQ(got[10].item<double>(), delta[10].item<double>());
+  EXPECT_EQ(slope[11].item<double>(), 1);
+}
+
+TEST(SelectiveScanCuda, ExtremeDecaysAreExact) {
+  RETAIN_NEEDS_CUDA();
+  const auto one = cuda(at::ones({1, 1, 1}));
+  const auto step = [&](double A, double delta) {
+    return std::get<1>(selective_scan(one, one * delta, cuda(at::full({1, 1}, A)),
+                                      one.unsqueeze(-1), one.unsqueeze(-1), {}, {}, {}, false,
+                                      3 * one))
+        .item<float>();
+  };
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(step(0, 1), 4);
+  EXPECT_EQ(step(-200, 1), 1);
+  EXPECT_EQ(step(-1e38, 1e3), 1e3f);
+  EXPECT_EQ(step(-kInfinity, 1), 1);
+  EXPECT_EQ(step(-1, 0), 3);
+  EXPECT_EQ(step(200, 1), kInfinity);
+  EXPECT_TRUE(std::isnan(step(std::nan(""), 1)));
+}
+
+TEST(SelectiveScanCuda, NonNegativeAIsDefined) {
+  RETAIN_NEEDS_CUDA();
+  const ScanProblem p{9, 2, 5, 3};
+  for (const double scale : {0.0, -0.3}) {
+    auto inputs = inputs_of(p);
+    inputs[kA] = scale * inputs[kA];
+    expect_matches_reference(gpu(p), reference(p), inputs, at::kFloat, 1e-6, 1e-5);
+  }
+}
+
+TEST(SelectiveScanCuda, TheLastRowOfAHugeTensorIsRight) {
+  RETAIN_NEEDS_CUDA();
+  // More than 2^31 elements in u, and more blocks than a grid has rows.
+  const int64_t T = 34, B = 70000, D = 1024, N = 2;
+  const auto options = at::TensorOptions(at::kCUDA).dtype(at::kHalf);
+  const auto u = at::randn({T, B, D}, options), matrix = at::randn({T, B, 1, N}, options);
+  const auto A = -at::rand({D, N}, options.dtype(at::kFloat));
+  const auto [y, last] = selective_scan(u, u, A, matrix, matrix, {}, {}, {}, true);
+  const auto row = [&](const at::Tensor& x) { return x.narrow(1, B - 1, 1).contiguous(); };
+  const auto [row_y, row_last] =
+      selective_scan(row(u), row(u), A, row(matrix), row(matrix), {}, {}, {}, true, {}, {}, true);
+  expect_bit_equal({row(y), last.narrow(0, B - 1, 1)}, {row_y, row_last});
+}
+
+TEST(SelectiveScanCuda, BadInputNamesTheArgument) {
+  RETAIN_NEEDS_CUDA();
+  const ScanProblem p{3, 2, 6, 4};
+  auto in = on_cuda(arguments_of(p));
+  in.reset = in.reset.cpu();
+  EXPECT_THAT(error_of([&] { in.run(); }), HasSubstr("reset must be on the device of u"));
+  const auto wide = on_cuda(arguments_of({3, 2, 6, 257}));
+  EXPECT_THAT(error_of([&] { wide.run(); }), HasSubstr("d_state must be at most 256 on CUDA"));
+}
+
+}  // namespace
+}  // namespace retain

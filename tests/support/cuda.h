@@ -1,0 +1,37 @@
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <gtest/gtest.h>
+
+#include "support/op_checks.h"
+
+// The same claims on a GPU.
+namespace retain::testing {
+
+/// A test of kernels that run on a GPU only.
+#define RETAIN_NEEDS_CUDA() \
+  if (!at::hasCUDA()) GTEST_SKIP() << "needs a GPU"
+
+inline at::Tensor cuda(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.to(at::kCUDA) : tensor;
+}
+
+inline Tensors cuda(const Tensors& tensors) {
+  Tensors moved;
+  for (const auto& tensor : tensors) moved.push_back(cuda(tensor));
+  return moved;
+}
+
+inline Tensors cpu(const Tensors& tensors) {
+  Tensors moved;
+  for (const auto& tensor : tensors) moved.push_back(tensor.to(at::kCPU));
+  return moved;
+}
+
+/// The op with its inputs moved to the GPU and its outputs back.
+inline Op on_cuda(const Op& op) {
+  return [=](const Tensors& in) { return cpu(op(cuda(in))); };
+}
+
+}  // namespace retain::testing
