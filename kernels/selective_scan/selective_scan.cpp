@@ -14,9 +14,8 @@ namespace retain::kernels {
   void selective_scan_bwd(const SelectiveScanBwd<T>&, int64_t, int64_t, T*); \
   }
 RETAIN_DECLARE_SCAN(baseline)
-#if defined(RETAIN_HAS_AVX2)
 RETAIN_DECLARE_SCAN(avx2)
-#endif
+RETAIN_DECLARE_SCAN(avx512)
 
 namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
