@@ -68,7 +68,7 @@ int64_t selective_scan_fwd_scratch(const ScanSizes& size, int64_t lanes) {
 }
 
 int64_t selective_scan_bwd_scratch(const ScanSizes& size, int64_t lanes) {
-  return (4 * kScanChunk + kScanTiles + 3) * size.N * lanes;
+  return kScanTiles * size.N * lanes;
 }
 
 template <typename T>
