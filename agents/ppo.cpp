@@ -1,11 +1,10 @@
-#include <ATen/Parallel.h>
 #include <retain/agents/ppo.h>
 #include <retain/agents/read_like.h>
 #include <retain/agents/returns.h>
+#include <retain/agents/slices.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/nn/utils/clip_grad.h>
 
-#include <atomic>
 #include <cmath>
 #include <numeric>
 
@@ -136,26 +135,6 @@ void add_to(Lesson& sum, const Lesson& part) {
   }
   sum.metrics += part.metrics;
   sum.ratio_error = at::maximum(sum.ratio_error, part.ratio_error);
-}
-
-/// Steps of one slice: enough to pay for the calls, and few enough to stay in a core's cache.
-constexpr int64_t kSliceSteps = 4096;
-
-/// The environments of a minibatch in slices that one thread works out at a time. How they are cut
-/// does not depend on the number of threads.
-std::vector<Tensor> slices(const Tensor& environments, int64_t steps, at::Device device) {
-  const auto total = environments.numel() * steps;
-  const auto count = device.is_cpu() ? (total + kSliceSteps - 1) / kSliceSteps : 1;
-  return environments.tensor_split(std::clamp<int64_t>(count, 1, environments.numel()));
-}
-
-/// Calls run(i) for every i in [0, count), each on the next thread that is free.
-template <typename Run>
-void spread(int64_t count, const Run& run) {
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, count, 1, [&](int64_t, int64_t) {
-    for (int64_t i = next++; i < count; i = next++) run(i);
-  });
 }
 
 Lesson learn_from_minibatch(ActorCritic& policy, const Batch& whole, const Tensor& environments,
