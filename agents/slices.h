@@ -14,7 +14,7 @@ namespace retain {
 /// not depend on the number of threads. On other devices than the CPU there is one slice.
 inline std::vector<at::Tensor> slices(const at::Tensor& environments, int64_t steps,
                                       at::Device device) {
-  constexpr int64_t kSliceSteps = 4096;
+  constexpr int64_t kSliceSteps = 2048;
   const int64_t count = environments.numel() * steps / kSliceSteps;
   const int64_t most = std::max<int64_t>(environments.numel(), 1);
   return environments.tensor_split(device.is_cpu() ? std::clamp<int64_t>(count, 1, most) : 1);
