@@ -251,12 +251,26 @@ void gate(const SelectiveScanBwd<T>& p, const Block& block, int64_t b, Work<T>& 
   }
 }
 
+/// The states that enter the next chunk, on their way from memory while this one is worked on.
+template <typename T>
+void prefetch_entered(const SelectiveScanBwd<T>& p, const Block& block, int64_t b,
+                      const Span& span) {
+  if (span.next_count == 0) return;
+  const auto& size = p.in.size;
+  const int64_t state = size.N * kScanLanes<T>;
+  const T* entered =
+      p.checkpoints +
+      ((span.next / kScanChunk * size.B + b) * size.tiles + block.tile[0].index) * state;
+  for (int64_t i = 0; i < block.tiles * state; i += kScanLanes<T>) __builtin_prefetch(entered + i);
+}
+
 /// Loads the chunk, and clears what the strips add to.
 template <typename T>
 void begin_chunk(const SelectiveScanBwd<T>& p, const Block& block, int64_t b, Work<T>& work) {
   constexpr int64_t kLanes = kScanLanes<T>;
   const auto& span = work.chunk.span;
   load_chunk(p.in, block, b, work.chunk, work.slope);
+  prefetch_entered(p, block, b, span);
   for (int64_t i = 0; i < block.tiles; ++i) {
     for (auto* sum : {&work.y[i], &work.by_input[i], &work.by_decay[i], &work.dy[i]}) {
       fill_zero(sum->lane, span.count * kLanes);

@@ -136,6 +136,11 @@ RETAIN_INLINE void store_steps(const StepLanes<T>* from, const Block& block, int
                   to.at(span.first + k, b) + block.tile[i].channel);
     }
   }
+  for (int64_t k = 0; k < span.next_count; ++k) {
+    for (int64_t i = 0; i < block.tiles; ++i) {
+      __builtin_prefetch(to.at(span.next + k, b) + block.tile[i].channel, 1);
+    }
+  }
 }
 
 /// to[j · to_stride + i] = from[i · from_stride + j] for a 4 by 4 block.
