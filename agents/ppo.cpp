@@ -144,7 +144,7 @@ Lesson learn_from_minibatch(ActorCritic& policy, const Batch& whole, const Tenso
     return steps.index_select(1, on_device).sum().item<int64_t>();
   };
   const Counts counts{count(whole.decision), count(valued_steps(whole, options))};
-  const auto parts = slices(environments, whole.mask.size(0), whole.mask.device());
+  const auto parts = slices(environments, whole.mask.size(0), policy);
   std::vector<Lesson> lessons(parts.size());
   spread(static_cast<int64_t>(parts.size()), [&](int64_t i) {
     lessons[i] = learn_from(policy, select(whole, parts[i]), counts, options);

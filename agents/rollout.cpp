@@ -121,7 +121,7 @@ Actor::Choice Actor::choose(ActorCritic& policy, const TimeSteps& steps) {
   const auto environments = at::arange(env_.num_envs());
   // A single step has its threads inside.
   const auto parts =
-      rows == 1 ? std::vector<Tensor>{environments} : slices(environments, rows, policy.device());
+      rows == 1 ? std::vector<Tensor>{environments} : slices(environments, rows, policy);
   std::vector<Decision> decisions(parts.size());
   if (parts.size() == 1) {
     decisions[0] = decide(policy, steps, memory_, 0);

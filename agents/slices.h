@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <torch/nn/module.h>
 
 #include <algorithm>
 #include <atomic>
@@ -9,15 +10,20 @@
 
 namespace retain {
 
-/// Environments [N] in slices of some thousand steps each, of which one thread works out one at a
-/// time: enough to pay for the calls, and few enough to stay in its cache. How they are cut does
-/// not depend on the number of threads. On other devices than the CPU there is one slice.
+/// Environments [N] of so many steps each in slices, of which one thread works out one at a time:
+/// enough to pay for the calls, and few enough to stay in its cache. A policy takes about one
+/// multiply-add a weight and step. How they are cut does not depend on the number of threads. On
+/// other devices than the CPU there is one slice.
 inline std::vector<at::Tensor> slices(const at::Tensor& environments, int64_t steps,
-                                      at::Device device) {
-  constexpr int64_t kSliceSteps = 2048;
-  const int64_t count = environments.numel() * steps / kSliceSteps;
+                                      const torch::nn::Module& policy) {
+  constexpr int64_t kMultiplyAdds = 1 << 26;
+  const auto weights = policy.parameters();
+  int64_t size = 0;
+  for (const auto& weight : weights) size += weight.numel();
+  const int64_t count = environments.numel() * steps * size / kMultiplyAdds;
   const int64_t most = std::max<int64_t>(environments.numel(), 1);
-  return environments.tensor_split(device.is_cpu() ? std::clamp<int64_t>(count, 1, most) : 1);
+  return environments.tensor_split(weights.front().is_cpu() ? std::clamp<int64_t>(count, 1, most)
+                                                            : 1);
 }
 
 /// Calls run(i) for every i in [0, count), each on the next thread that is free.
