@@ -1,6 +1,8 @@
 #include <retain/agents/ppo.h>
 #include <retain/agents/read_like.h>
 #include <retain/agents/returns.h>
+#include <retain/agents/slices.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/nn/utils/clip_grad.h>
 
 #include <cmath>
@@ -60,41 +62,95 @@ Batch make_batch(const Rollout& rollout, const PPOOptions& options) {
           rollout.initial_state.detach()};
 }
 
+/// Steps that the means of a loss are taken over.
+struct Counts {
+  int64_t decisions = 0, valued = 0;
+};
+
+/// Of some environments; the parts of a batch add up to it.
 struct Loss {
   Tensor total;
   Tensor metrics;      ///< policy_loss, value_loss, entropy, approx_kl, clip_fraction
   Tensor ratio_error;  ///< max |ratio − 1|
 };
 
-Tensor mean_or_zero(const Tensor& x) { return x.sum() / std::max<int64_t>(x.numel(), 1); }
+const Tensor& valued_steps(const Batch& batch, const PPOOptions& options) {
+  return options.value_on_decisions ? batch.decision : batch.mask;
+}
 
-Loss loss(ActorCritic& policy, const Batch& batch, const PPOOptions& options) {
+/// What x adds to a mean over `count` values.
+Tensor share(const Tensor& x, int64_t count) { return x.sum() / std::max<int64_t>(count, 1); }
+
+Loss loss(ActorCritic& policy, const Batch& batch, const Counts& counts,
+          const PPOOptions& options) {
   const auto features = policy.features(batch.observation, batch.initial_state, batch.reset).y;
   // Only steps with a choice reach the policy head.
   const auto decisions = batch.decision.flatten().nonzero().squeeze(1);
   const auto pick = [&](const Tensor& x) {
     return x.defined() ? x.flatten(0, 1).index_select(0, decisions) : x;
   };
+  const auto mean = [&](const Tensor& x) { return share(x, counts.decisions); };
   const auto distribution = policy.policy(pick(features), pick(batch.legal_actions));
   const auto log_ratio = distribution->log_prob(pick(batch.action)) - pick(batch.log_prob);
   const auto ratio = log_ratio.exp();
   const auto advantage = pick(batch.advantage);
   const auto clipped = ratio.clamp(1 - options.clip_coef, 1 + options.clip_coef);
-  const auto policy_loss = -mean_or_zero(at::minimum(ratio * advantage, clipped * advantage));
-  const auto entropy = mean_or_zero(distribution->entropy());
+  const auto policy_loss = -mean(at::minimum(ratio * advantage, clipped * advantage));
+  const auto entropy = mean(distribution->entropy());
 
-  const auto& valued = options.value_on_decisions ? batch.decision : batch.mask;
+  const auto& valued = valued_steps(batch, options);
   const auto value = policy.value(features).masked_select(valued);
   const auto value_loss =
-      0.5 * mean_or_zero((value - batch.returns.masked_select(valued)).square());
+      0.5 * share((value - batch.returns.masked_select(valued)).square(), counts.valued);
   const auto total = policy_loss + options.vf_coef * value_loss - options.ent_coef * entropy;
 
   at::NoGradGuard no_grad;
   const auto distance = (ratio - 1).abs();
-  const auto approx_kl = mean_or_zero((ratio - 1) - log_ratio);
-  const auto clip_fraction = mean_or_zero((distance > options.clip_coef).to(ratio.scalar_type()));
+  const auto approx_kl = mean((ratio - 1) - log_ratio);
+  const auto clip_fraction = mean((distance > options.clip_coef).to(ratio.scalar_type()));
   const auto metrics = at::stack({policy_loss, value_loss, entropy, approx_kl, clip_fraction});
   return {total, metrics, distance.numel() > 0 ? distance.max() : at::zeros({})};
+}
+
+/// What one minibatch says about the weights.
+struct Lesson {
+  std::vector<Tensor> gradients;  ///< One a parameter; undefined where there is none.
+  Tensor metrics, ratio_error;    ///< As in Loss.
+};
+
+Lesson learn_from(ActorCritic& policy, const Batch& batch, const Counts& counts,
+                  const PPOOptions& options) {
+  const at::AutoGradMode with_gradients(true);
+  const auto result = loss(policy, batch, counts, options);
+  return {torch::autograd::grad({result.total}, policy.parameters(), {}, false, false, true),
+          result.metrics, result.ratio_error};
+}
+
+void add_to(Lesson& sum, const Lesson& part) {
+  for (size_t i = 0; i < sum.gradients.size(); ++i) {
+    auto& total = sum.gradients[i];
+    if (part.gradients[i].defined()) {
+      total = total.defined() ? total + part.gradients[i] : part.gradients[i];
+    }
+  }
+  sum.metrics += part.metrics;
+  sum.ratio_error = at::maximum(sum.ratio_error, part.ratio_error);
+}
+
+Lesson learn_from_minibatch(ActorCritic& policy, const Batch& whole, const Tensor& environments,
+                            const PPOOptions& options) {
+  const auto on_device = environments.to(whole.mask.device());
+  const auto count = [&](const Tensor& steps) {
+    return steps.index_select(1, on_device).sum().item<int64_t>();
+  };
+  const Counts counts{count(whole.decision), count(valued_steps(whole, options))};
+  const auto parts = slices(environments, whole.mask.size(0), policy);
+  std::vector<Lesson> lessons(parts.size());
+  spread(static_cast<int64_t>(parts.size()), [&](int64_t i) {
+    lessons[i] = learn_from(policy, select(whole, parts[i]), counts, options);
+  });
+  for (size_t i = 1; i < lessons.size(); ++i) add_to(lessons[0], lessons[i]);
+  return std::move(lessons[0]);
 }
 
 void check_options(const PPOOptions& options) {
@@ -169,11 +225,10 @@ PPOMetrics PPO::update(const Rollout& rollout, uint64_t seed, int64_t update_ind
     epoch_kl = 0;
     const auto order = permutation(num_envs, seed, update_index, metrics.epochs);
     for (const auto& part : order.tensor_split(num_minibatches)) {
-      const auto& batch = num_minibatches == 1 ? whole : select(whole, part);
-      const auto result = loss(*policy_, batch, options_);
-      if (steps++ == 0) metrics.first_ratio_error = result.ratio_error.item<double>();
-      metrics.grad_norm += step(result.total, update_index);
-      const auto values = result.metrics.to(at::kCPU, at::kDouble);
+      const auto lesson = learn_from_minibatch(*policy_, whole, part, options_);
+      if (steps++ == 0) metrics.first_ratio_error = lesson.ratio_error.item<double>();
+      metrics.grad_norm += step(lesson.gradients, update_index);
+      const auto values = lesson.metrics.to(at::kCPU, at::kDouble);
       epoch_kl += values[3].item<double>() / static_cast<double>(num_minibatches);
       sums += values;
     }
@@ -190,11 +245,10 @@ void PPO::set_learning_rate(int64_t update_index) {
   optimizer_.param_groups()[0].options().set_lr(rate);
 }
 
-double PPO::step(const Tensor& loss, int64_t update_index) {
-  optimizer_.zero_grad();
-  loss.backward();
-  const auto norm =
-      torch::nn::utils::clip_grad_norm_(policy_->parameters(), options_.max_grad_norm);
+double PPO::step(const std::vector<Tensor>& gradients, int64_t update_index) {
+  const auto parameters = policy_->parameters();
+  for (size_t i = 0; i < parameters.size(); ++i) parameters[i].mutable_grad() = gradients[i];
+  const auto norm = torch::nn::utils::clip_grad_norm_(parameters, options_.max_grad_norm);
   TORCH_CHECK(std::isfinite(norm), "PPO: the gradient of update ", update_index,
               " is not finite; no weight was changed in this minibatch");
   optimizer_.step();

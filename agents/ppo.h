@@ -53,7 +53,8 @@ class PPO {
 
  private:
   void set_learning_rate(int64_t update_index);
-  double step(const Tensor& loss, int64_t update_index);  ///< Returns the gradient's norm.
+  /// One step down the gradients, one a parameter; returns their norm.
+  double step(const std::vector<Tensor>& gradients, int64_t update_index);
   /// "optimizer/<parameter path>" and Adam's state of that parameter.
   std::vector<std::pair<std::string, torch::optim::AdamParamState*>> moments() const;
 

@@ -1,5 +1,6 @@
 #include <retain/agents/read_like.h>
 #include <retain/agents/rollout.h>
+#include <retain/agents/slices.h>
 
 namespace retain {
 namespace {
@@ -27,8 +28,7 @@ TimeSteps with_time(const TimeSteps& steps) {
           add(steps.legal_actions)};
 }
 
-/// Joins steps along time.
-TimeSteps join(const std::vector<TimeSteps>& parts) {
+TimeSteps join_in_time(const std::vector<TimeSteps>& parts) {
   const auto cat = [&](Tensor TimeSteps::*field) {
     std::vector<Tensor> tensors;
     for (const auto& part : parts) tensors.push_back(part.*field);
@@ -40,6 +40,13 @@ TimeSteps join(const std::vector<TimeSteps>& parts) {
 
 TimeSteps slice(const TimeSteps& steps, int64_t begin, int64_t end) {
   const auto cut = [&](const Tensor& x) { return x.defined() ? x.slice(0, begin, end) : x; };
+  return {cut(steps.observation), cut(steps.reward), cut(steps.discount), cut(steps.step_type),
+          cut(steps.legal_actions)};
+}
+
+/// Environments [first, first + count).
+TimeSteps columns(const TimeSteps& steps, int64_t first, int64_t count) {
+  const auto cut = [&](const Tensor& x) { return x.defined() ? x.narrow(1, first, count) : x; };
   return {cut(steps.observation), cut(steps.reward), cut(steps.discount), cut(steps.step_type),
           cut(steps.legal_actions)};
 }
@@ -83,20 +90,53 @@ Rollout Actor::collect(ActorCritic& policy) {
   return rollout;
 }
 
-Actor::Choice Actor::choose(ActorCritic& policy, const TimeSteps& steps) {
+Actor::Choice Actor::join(const std::vector<Decision>& decisions) {
+  if (decisions.size() == 1) return decisions[0].choice;
+  const auto cat = [&](Tensor Choice::*field) {
+    std::vector<Tensor> tensors;
+    for (const auto& decision : decisions) tensors.push_back(decision.choice.*field);
+    return at::cat(tensors, 1);
+  };
+  return {cat(&Choice::action), cat(&Choice::log_prob), cat(&Choice::value)};
+}
+
+Actor::Decision Actor::decide(ActorCritic& policy, const TimeSteps& steps, const State& memory,
+                              int64_t first) const {
+  const at::NoGradGuard no_grad;
   const auto device = policy.device();
-  const auto rows = steps.observation.size(0), num_envs = env_.num_envs();
-  auto out = policy.forward(steps.observation.to(device), memory_, steps.first().to(device),
+  auto out = policy.forward(steps.observation.to(device), memory, steps.first().to(device),
                             move(steps.legal_actions, device));
   const auto draw = [&] {
-    const auto numbers = uniforms(options_.seed, Stream::action, rows_, rows, num_envs,
-                                  out.policy->uniforms(), env_.first_environment());
+    const auto numbers =
+        uniforms(options_.seed, Stream::action, rows_, steps.observation.size(0),
+                 memory.batch_size(), out.policy->uniforms(), env_.first_environment() + first);
     return out.policy->sample(numbers.to(device));
   };
   const auto action = options_.greedy ? out.policy->mode() : draw();
-  memory_ = std::move(out.state);
+  return {{action, out.policy->log_prob(action), out.value}, std::move(out.state)};
+}
+
+Actor::Choice Actor::choose(ActorCritic& policy, const TimeSteps& steps) {
+  const auto rows = steps.observation.size(0);
+  const auto environments = at::arange(env_.num_envs());
+  // A single step has its threads inside.
+  const auto parts =
+      rows == 1 ? std::vector<Tensor>{environments} : slices(environments, rows, policy);
+  std::vector<Decision> decisions(parts.size());
+  if (parts.size() == 1) {
+    decisions[0] = decide(policy, steps, memory_, 0);
+    memory_ = std::move(decisions[0].state);
+  } else {
+    spread(static_cast<int64_t>(parts.size()), [&](int64_t i) {
+      const auto first = parts[i][0].item<int64_t>();
+      decisions[i] =
+          decide(policy, columns(steps, first, parts[i].numel()), memory_.rows(parts[i]), first);
+    });
+    memory_ = memory_.clone();  // the rollout keeps the one before
+    for (size_t i = 0; i < parts.size(); ++i) memory_.set_rows(parts[i], decisions[i].state);
+  }
   rows_ += rows;
-  return {action, out.policy->log_prob(action), out.value};
+  return join(decisions);
 }
 
 Actor::Played Actor::step(ActorCritic& policy) {
@@ -112,7 +152,7 @@ Actor::Played Actor::step(ActorCritic& policy) {
     if (whole_episodes() && ended.all().item<bool>()) break;
     steps.push_back(with_time(env_.step(playable(choice.action[0], env_.spec().action))));
   }
-  return {join(steps), {at::cat(action), at::cat(log_prob), at::cat(value)}};
+  return {join_in_time(steps), {at::cat(action), at::cat(log_prob), at::cat(value)}};
 }
 
 Actor::Played Actor::sweep(ActorCritic& policy) {
@@ -122,7 +162,8 @@ Actor::Played Actor::sweep(ActorCritic& policy) {
   // Whatever is done, a passive world shows the same: look at all of it, then act on all of it at
   // once.
   auto num_steps = whole_episodes() ? max_rows() - 1 : max_rows();
-  auto steps = join({now, env_.sweep(placeholder_actions(action, num_steps, env_.num_envs()))});
+  auto steps =
+      join_in_time({now, env_.sweep(placeholder_actions(action, num_steps, env_.num_envs()))});
   if (whole_episodes()) {
     const auto open = (lasts_before(steps.last()) == 0).any(1);
     num_steps = open.sum().item<int64_t>() - 1;

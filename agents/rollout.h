@@ -56,6 +56,10 @@ class Actor {
   struct Choice {
     Tensor action, log_prob, value;
   };
+  struct Decision {
+    Choice choice;
+    State state;  ///< After it.
+  };
   /// T rows of choices and the steps they were made on; in chunks one step more, the one that comes
   /// next.
   struct Played {
@@ -67,6 +71,10 @@ class Actor {
   int64_t max_rows() const {
     return whole_episodes() ? env_.spec().max_episode_steps + 1 : options_.num_steps;
   }
+  /// On the steps of environments first, …, whose memory this is.
+  Decision decide(ActorCritic& policy, const TimeSteps& steps, const State& memory,
+                  int64_t first) const;
+  static Choice join(const std::vector<Decision>& decisions);  ///< Along environments.
   Choice choose(ActorCritic& policy, const TimeSteps& steps);
   Played step(ActorCritic& policy);
   Played sweep(ActorCritic& policy);

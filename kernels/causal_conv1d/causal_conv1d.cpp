@@ -12,6 +12,7 @@ namespace retain::kernels {
   }
 RETAIN_DECLARE(baseline)
 RETAIN_DECLARE(avx2)
+RETAIN_DECLARE(avx512)
 
 int64_t causal_conv1d_bwd_scratch(const ConvSizes& size) { return (size.K + 1) * kConvLanes; }
 

@@ -5,27 +5,35 @@
 
 namespace retain::kernels {
 
-enum class CpuIsa { baseline, avx2 };
+/// From narrow to wide.
+enum class CpuIsa { baseline, avx2, avx512 };
 
-/// The widest instruction set that this build holds and this machine runs. Decided once.
-inline CpuIsa cpu_isa() {
-#if defined(RETAIN_HAS_AVX2)
-  static const CpuIsa isa = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
-                                ? CpuIsa::avx2
-                                : CpuIsa::baseline;
-  return isa;
-#else
-  return CpuIsa::baseline;
-#endif
-}
+/// Whether this build holds the variant and this machine runs it.
+bool has_cpu_isa(CpuIsa isa);
+
+/// The variant that the kernels run: the widest there is, unless set_cpu_isa chose another.
+CpuIsa cpu_isa();
+
+/// For tests. Not while a kernel runs, and only what has_cpu_isa.
+void set_cpu_isa(CpuIsa isa);
 
 }  // namespace retain::kernels
 
-/// Defines `void name(const Params&, int64_t begin, int64_t end)` as a choice between the compiled
-/// variants.
 #if defined(RETAIN_HAS_AVX2)
-#define RETAIN_DISPATCH_ISA(name, ...) \
-  (cpu_isa() == CpuIsa::avx2 ? avx2::name(__VA_ARGS__) : baseline::name(__VA_ARGS__))
+#define RETAIN_RUN_IF_AVX2(name, ...) \
+  if (cpu_isa() == CpuIsa::avx2) return avx2::name(__VA_ARGS__);
 #else
-#define RETAIN_DISPATCH_ISA(name, ...) baseline::name(__VA_ARGS__)
+#define RETAIN_RUN_IF_AVX2(name, ...)
 #endif
+#if defined(RETAIN_HAS_AVX512)
+#define RETAIN_RUN_IF_AVX512(name, ...) \
+  if (cpu_isa() == CpuIsa::avx512) return avx512::name(__VA_ARGS__);
+#else
+#define RETAIN_RUN_IF_AVX512(name, ...)
+#endif
+
+/// The body of an entry point that returns nothing: calls the chosen variant of the function.
+#define RETAIN_DISPATCH_ISA(name, ...)    \
+  RETAIN_RUN_IF_AVX512(name, __VA_ARGS__) \
+  RETAIN_RUN_IF_AVX2(name, __VA_ARGS__)   \
+  return baseline::name(__VA_ARGS__)

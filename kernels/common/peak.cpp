@@ -13,6 +13,7 @@ namespace retain::kernels {
   }
 RETAIN_DECLARE(baseline)
 RETAIN_DECLARE(avx2)
+RETAIN_DECLARE(avx512)
 
 namespace {
 

@@ -18,6 +18,7 @@ namespace retain::kernels {
 
 RETAIN_DECLARE(baseline)
 RETAIN_DECLARE(avx2)
+RETAIN_DECLARE(avx512)
 
 template <typename Scalar>
 void gru_pack_fwd(const GruWeights<Scalar>& weights, Scalar* packed) {

@@ -12,6 +12,7 @@ namespace retain::kernels {
   }
 RETAIN_DECLARE(baseline)
 RETAIN_DECLARE(avx2)
+RETAIN_DECLARE(avx512)
 
 template <typename T>
 void rms_norm_fwd(const RmsNormFwd<T>& params, int64_t begin, int64_t end) {

@@ -14,9 +14,8 @@ namespace retain::kernels {
   void selective_scan_bwd(const SelectiveScanBwd<T>&, int64_t, int64_t, T*); \
   }
 RETAIN_DECLARE_SCAN(baseline)
-#if defined(RETAIN_HAS_AVX2)
 RETAIN_DECLARE_SCAN(avx2)
-#endif
+RETAIN_DECLARE_SCAN(avx512)
 
 namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -69,7 +68,7 @@ int64_t selective_scan_fwd_scratch(const ScanSizes& size, int64_t lanes) {
 }
 
 int64_t selective_scan_bwd_scratch(const ScanSizes& size, int64_t lanes) {
-  return (4 * kScanChunk + kScanTiles + 3) * size.N * lanes;
+  return 2 * kScanTiles * size.N * lanes;
 }
 
 template <typename T>

@@ -187,7 +187,7 @@ __device__ __forceinline__ void reverse_part(
 #pragma unroll
     for (int n = 0; n < kStates; ++n) {
       const float before = kCareful && (resets >> s & 1) ? 0.f : h[s][n];
-      a[s][n] = exp2_fast(__fmul_rn(step.x, A[n]));
+      a[s][n] = decay_of(step.x, A[n]);
       h[s + 1][n] = fmaf(a[s][n], before, __fmul_rn(step.y, B[n]));
     }
   }
@@ -463,7 +463,7 @@ __global__ __launch_bounds__(Layout::threads) void scan_bwd_segments(
 #pragma unroll
       for (int n = 0; n < kStates; ++n) {
         const float gradient = plus_times<true>(dy, C[n], g[n]);
-        g[n] = reset ? 0.f : times<true>(gradient, exp2_fast(__fmul_rn(size, A[n])));
+        g[n] = reset ? 0.f : times<true>(gradient, decay_of(size, A[n]));
       }
     }
     __syncthreads();

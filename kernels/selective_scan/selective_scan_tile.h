@@ -1,9 +1,13 @@
 #pragma once
-// What the forward and the backward scan share: the channels of one tile over the steps of one
-// chunk.
+// What the forward and the backward scan share: the channels of one block of tiles over the steps
+// of one chunk, and strips: the recurrence runs over all steps of the chunk for a vector of
+// channels and kStrip state indices at a time, whose states stay in registers.
 
 #include <retain/kernels/common/vector_math.h>
+#include <retain/kernels/common/wide.h>
 #include <retain/kernels/selective_scan/selective_scan.h>
+
+#include <type_traits>
 
 namespace retain::kernels::RETAIN_CPU_ISA {
 
@@ -24,23 +28,28 @@ RETAIN_INLINE Tile tile_at(const ScanSizes& size, int64_t index) {
           rest < kScanLanes<T> ? rest : kScanLanes<T>};
 }
 
-/// A block of tiles of one group.
+/// A block of tiles of one group; their channels lie side by side.
 struct Block {
   int64_t group, index;  ///< index within the group
-  int64_t first_tile, tiles;
+  int64_t tiles;
+  Tile tile[kScanTiles];
 };
 
 RETAIN_INLINE int64_t blocks(const ScanSizes& size) { return size.G * size.blocks_per_group; }
 
+template <typename T>
 RETAIN_INLINE Block block_at(const ScanSizes& size, int64_t index) {
   const int64_t group = index / size.blocks_per_group;
   const int64_t in_group = index - group * size.blocks_per_group;
   const int64_t rest = size.tiles_per_group - in_group * kScanTiles;
-  return {group, in_group, group * size.tiles_per_group + in_group * kScanTiles,
-          rest < kScanTiles ? rest : kScanTiles};
+  Block block{group, in_group, rest < kScanTiles ? rest : kScanTiles, {}};
+  for (int64_t i = 0; i < block.tiles; ++i) {
+    block.tile[i] = tile_at<T>(size, group * size.tiles_per_group + in_group * kScanTiles + i);
+  }
+  return block;
 }
 
-/// One step's channels, and those of all steps of a chunk.
+/// One step's channels of a tile, and those of all steps of a chunk.
 template <typename T>
 struct alignas(64) Lanes {
   T lane[kScanLanes<T>];
@@ -50,24 +59,28 @@ struct alignas(64) StepLanes {
   T lane[kScanChunk * kScanLanes<T>];  ///< [steps, lanes]
 };
 
-/// The weights of one tile, zero where absent.
-template <typename T>
-struct TileWeights {
-  const T* A;  ///< [N, lanes]
-  Lanes<T> delta_bias, D;
-};
+/// State indices whose recurrences run side by side: one alone waits for each of its operations.
+inline constexpr int kStrip = 4;
+
+/// Calls run(first, count) for state indices first, …, the count, kStrip or 1, known when compiled.
+template <typename Run>
+RETAIN_INLINE void for_each_strip(int64_t N, const Run& run) {
+  int64_t n = 0;
+  for (; n + kStrip <= N; n += kStrip) run(n, std::integral_constant<int, kStrip>());
+  for (; n < N; ++n) run(n, std::integral_constant<int, 1>());
+}
 
 /// Steps [first, first + count), while those of the next chunk are on their way from memory.
 struct Span {
   int64_t first, count, next, next_count;
 };
 
-/// One chunk of one tile of one row, ready for the recurrence.
+/// One chunk of one block of one row, ready for the recurrence.
 template <typename T>
 struct Chunk {
   Span span;
-  StepLanes<T> delta, u;     ///< delta is delta', after bias and softplus
-  StepLanes<T> delta_slope;  ///< d delta' / d delta; filled for the backward pass only
+  StepLanes<T> delta[kScanTiles], u[kScanTiles];  ///< delta is delta', after bias and softplus
+  StepLanes<T> drive[kScanTiles];                 ///< delta' u
   bool reset[kScanChunk];
   const T *B, *C;  ///< [N] of the first step
   int64_t B_stride, C_stride;
@@ -81,7 +94,7 @@ RETAIN_INLINE void fill_zero(T* values, int64_t count) {
 template <typename T>
 RETAIN_INLINE void load_lanes(const T* from, int64_t width, T* to) {
   if (width == kScanLanes<T>) {
-    __builtin_memcpy(to, from, sizeof(Lanes<T>));
+    for (int64_t c = 0; c < kScanLanes<T>; c += kWide<T>) store_wide(to + c, load_wide(from + c));
   } else {
     fill_zero(to, kScanLanes<T>);
     for (int64_t c = 0; c < width; ++c) to[c] = from[c];
@@ -91,31 +104,42 @@ RETAIN_INLINE void load_lanes(const T* from, int64_t width, T* to) {
 template <typename T>
 RETAIN_INLINE void store_lanes(const T* from, int64_t width, T* to) {
   if (width == kScanLanes<T>) {
-    __builtin_memcpy(to, from, sizeof(Lanes<T>));
+    for (int64_t c = 0; c < kScanLanes<T>; c += kWide<T>) store_wide(to + c, load_wide(from + c));
   } else {
     for (int64_t c = 0; c < width; ++c) to[c] = from[c];
   }
 }
 
+/// to[tile] [steps, lanes], one step of the whole block after the other, as they lie in memory.
 template <typename T>
-RETAIN_INLINE void load_steps(const TimeMajor<const T>& from, const Tile& tile, int64_t b,
-                              const Span& span, StepLanes<T>& to) {
+RETAIN_INLINE void load_steps(const TimeMajor<const T>& from, const Block& block, int64_t b,
+                              const Span& span, StepLanes<T>* to) {
   for (int64_t k = 0; k < span.next_count; ++k) {
-    __builtin_prefetch(from.at(span.next + k, b) + tile.channel);
+    for (int64_t i = 0; i < block.tiles; ++i) {
+      __builtin_prefetch(from.at(span.next + k, b) + block.tile[i].channel);
+    }
   }
   for (int64_t k = 0; k < span.count; ++k) {
-    load_lanes(from.at(span.first + k, b) + tile.channel, tile.width, to.lane + k * kScanLanes<T>);
+    for (int64_t i = 0; i < block.tiles; ++i) {
+      load_lanes(from.at(span.first + k, b) + block.tile[i].channel, block.tile[i].width,
+                 to[i].lane + k * kScanLanes<T>);
+    }
   }
 }
 
 template <typename T>
-RETAIN_INLINE void store_steps(const StepLanes<T>& from, const Tile& tile, int64_t b,
+RETAIN_INLINE void store_steps(const StepLanes<T>* from, const Block& block, int64_t b,
                                const Span& span, const TimeMajor<T>& to) {
   for (int64_t k = 0; k < span.count; ++k) {
-    store_lanes(from.lane + k * kScanLanes<T>, tile.width, to.at(span.first + k, b) + tile.channel);
+    for (int64_t i = 0; i < block.tiles; ++i) {
+      store_lanes(from[i].lane + k * kScanLanes<T>, block.tile[i].width,
+                  to.at(span.first + k, b) + block.tile[i].channel);
+    }
   }
   for (int64_t k = 0; k < span.next_count; ++k) {
-    __builtin_prefetch(to.at(span.next + k, b) + tile.channel, 1);
+    for (int64_t i = 0; i < block.tiles; ++i) {
+      __builtin_prefetch(to.at(span.next + k, b) + block.tile[i].channel, 1);
+    }
   }
 }
 
@@ -172,46 +196,53 @@ RETAIN_INLINE void store_tile(const T* packed, const Tile& tile, int64_t N, T* m
   transpose(packed, kScanLanes<T>, N, tile.width, matrix + tile.channel * N, N);
 }
 
+/// A tile's part of A_tiles, and of the skip weights, zero where absent.
 template <typename T>
-RETAIN_INLINE TileWeights<T> tile_weights(const SelectiveScanInputs<T>& in, const Tile& tile) {
-  TileWeights<T> weights{in.A_tiles + tile.index * in.size.N * kScanLanes<T>, {}, {}};
-  if (in.delta_bias != nullptr) {
-    load_lanes(in.delta_bias + tile.channel, tile.width, weights.delta_bias.lane);
-  }
-  if (in.D != nullptr) load_lanes(in.D + tile.channel, tile.width, weights.D.lane);
-  return weights;
+RETAIN_INLINE const T* tile_A(const SelectiveScanInputs<T>& in, const Tile& tile) {
+  return in.A_tiles + tile.index * in.size.N * kScanLanes<T>;
 }
 
-/// Loads delta, u, reset, and finds B and C; the padding lanes get delta' = u = 0.
 template <typename T>
-RETAIN_INLINE void load_chunk(const SelectiveScanInputs<T>& in, const Tile& tile,
-                              const TileWeights<T>& weights, int64_t b, bool with_slope,
-                              Chunk<T>& chunk) {
+RETAIN_INLINE Lanes<T> tile_D(const SelectiveScanInputs<T>& in, const Tile& tile) {
+  Lanes<T> D{};
+  if (in.D != nullptr) load_lanes(in.D + tile.channel, tile.width, D.lane);
+  return D;
+}
+
+/// Loads delta, u, reset, and finds B and C; the padding lanes get delta' = u = 0. With `slope`,
+/// d delta' / d delta too.
+template <typename T>
+RETAIN_INLINE void load_chunk(const SelectiveScanInputs<T>& in, const Block& block, int64_t b,
+                              Chunk<T>& chunk, StepLanes<T>* slope = nullptr) {
   constexpr int64_t kLanes = kScanLanes<T>;
-  load_steps(in.u, tile, b, chunk.span, chunk.u);
-  load_steps(in.delta, tile, b, chunk.span, chunk.delta);
-  for (int64_t k = 0; k < chunk.span.count; ++k) {
-#pragma omp simd
-    for (int64_t c = 0; c < kLanes; ++c) {
-      chunk.delta.lane[k * kLanes + c] += weights.delta_bias.lane[c];
-    }
+  const int64_t steps = chunk.span.count;
+  load_steps(in.u, block, b, chunk.span, chunk.u);
+  load_steps(in.delta, block, b, chunk.span, chunk.delta);
+  for (int64_t k = 0; k < steps; ++k) {
     chunk.reset[k] = in.reset.data != nullptr && *in.reset.at(chunk.span.first + k, b);
   }
-  if (with_slope) {
-#pragma omp simd
-    for (int64_t i = 0; i < chunk.span.count * kLanes; ++i) {
-      const T slope = softplus_slope(chunk.delta.lane[i]);
-      chunk.delta_slope.lane[i] = in.delta_softplus ? slope : T(1);
+  for (int64_t i = 0; i < block.tiles; ++i) {
+    T* delta = chunk.delta[i].lane;
+    Lanes<T> bias{};
+    if (in.delta_bias != nullptr) {
+      load_lanes(in.delta_bias + block.tile[i].channel, block.tile[i].width, bias.lane);
     }
+    for_each_pack<T>(steps * kLanes, [&](int64_t j, auto pack) {
+      using V = decltype(pack);
+      V raw;
+      for (int64_t w = 0; w < V::kCount; w += kWide<T>) {
+        raw.part[w / kWide<T>] = load_wide(delta + j + w) + load_wide(bias.lane + (j + w) % kLanes);
+      }
+      if (slope != nullptr) {
+        (in.delta_softplus ? softplus_slope(raw) : filled<V>(T(1))).store(slope[i].lane + j);
+      }
+      const V positive = in.delta_softplus ? softplus(raw) : raw;
+      positive.store(delta + j);
+      (positive * V::load(chunk.u[i].lane + j)).store(chunk.drive[i].lane + j);
+    });
   }
-  if (in.delta_softplus) {
-#pragma omp simd
-    for (int64_t i = 0; i < chunk.span.count * kLanes; ++i) {
-      chunk.delta.lane[i] = softplus(chunk.delta.lane[i]);
-    }
-  }
-  chunk.B = in.B.at(chunk.span.first, b) + tile.group * in.B_stride_g;
-  chunk.C = in.C.at(chunk.span.first, b) + tile.group * in.C_stride_g;
+  chunk.B = in.B.at(chunk.span.first, b) + block.group * in.B_stride_g;
+  chunk.C = in.C.at(chunk.span.first, b) + block.group * in.C_stride_g;
   chunk.B_stride = in.B.stride_t;
   chunk.C_stride = in.C.stride_t;
 }

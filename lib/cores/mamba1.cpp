@@ -2,6 +2,7 @@
 #include <retain/lib/cores/mamba1.h>
 #include <retain/lib/ops/causal_conv1d.h>
 #include <retain/lib/ops/selective_scan.h>
+#include <retain/lib/ops/thin_linear.h>
 
 #include <cmath>
 
@@ -82,7 +83,7 @@ CoreOutput Mamba1::forward(const Tensor& input, const State& state, const Tensor
   const auto dt_B_C =
       at::linear(x, x_proj_->weight)
           .split_with_sizes({options_.dt_rank, options_.d_state, options_.d_state}, -1);
-  const auto delta = at::linear(dt_B_C[0], dt_proj_->weight);  // its bias goes into the scan
+  const auto delta = thin_linear(dt_B_C[0], dt_proj_->weight);  // its bias goes into the scan
   const auto A = -at_least_fp32(A_log_).exp();
   const auto [y, ssm_state] = selective_scan(
       x, delta, A, dt_B_C[1].unsqueeze(2), dt_B_C[2].unsqueeze(2), at_least_fp32(D_), /*z=*/xz[1],

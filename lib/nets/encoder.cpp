@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 #include <retain/lib/nets/encoder.h>
+#include <retain/lib/ops/thin_linear.h>
 #include <torch/nn/init.h>
 
 #include <cmath>
@@ -19,7 +20,7 @@ Tensor Encoder::forward(const Tensor& observation) {
   TORCH_CHECK(observation.dim() >= 1 && observation.size(-1) == linear_->options.in_features(),
               "Encoder: observation must be [..., observation_size] = [..., ",
               linear_->options.in_features(), "], got ", observation.sizes());
-  const auto features = linear_(observation);
+  const auto features = thin_linear(observation, linear_->weight, linear_->bias);
   return activate_ ? features.relu() : features;
 }
 

@@ -1,6 +1,8 @@
+#include <ATen/Parallel.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <retain/agents/ppo.h>
+#include <retain/agents/returns.h>
 
 #include "agents/fixtures.h"
 
@@ -163,6 +165,43 @@ TEST(PPO, PolicyTermsAreMeansOverDecisions) {
   // Normalised over the same steps, the advantages have mean 0, and at ratio 1 the loss is minus
   // that.
   EXPECT_NEAR(metrics.policy_loss, 0, 1e-5);
+}
+
+/// So many that a minibatch of them is worked out in several slices.
+constexpr int64_t kManyEnvs = 30000;
+
+TEST(PPO, MeansAreTakenOverTheWholeMinibatch) {
+  const auto env = recall(9, kManyEnvs);
+  const auto policy = make_policy(env->spec(), "mamba");
+  const auto rollout = Actor(*env, {}).collect(*policy);
+  const auto out = policy->forward(rollout.observation, rollout.initial_state, rollout.reset,
+                                   rollout.legal_actions);
+  const auto returns = gae(rollout.reward, rollout.discount, rollout.value, rollout.bootstrap_value,
+                           rollout.mask, 1, 1)
+                           .returns;
+  const auto entropy = out.policy->entropy().masked_select(rollout.decision).mean();
+  const auto error = (out.value - returns).masked_select(rollout.mask).square().mean();
+  const auto metrics = PPO(policy, {}).update(rollout, 1, 0);
+  EXPECT_NEAR(metrics.entropy, entropy.item<double>(), 1e-5);
+  EXPECT_NEAR(metrics.value_loss, 0.5 * error.item<double>(), 1e-5);
+  EXPECT_NEAR(metrics.policy_loss, 0, 1e-5);
+  EXPECT_LE(metrics.first_ratio_error, 1e-5);
+}
+
+TEST(PPO, WeightsAreTheSameWithAnyThreads) {
+  const auto env = recall(9, kManyEnvs);
+  const auto rollout = Actor(*env, {}).collect(*make_policy(env->spec(), "mamba"));
+  const int available = at::get_num_threads();
+  const auto learned = [&](int threads) {
+    at::set_num_threads(threads);
+    const auto policy = make_policy(env->spec(), "mamba");
+    PPO(policy, {}).update(rollout, 1, 0);
+    return weights(*policy);
+  };
+  const auto one = learned(1), two = learned(2), three = learned(3);
+  at::set_num_threads(available);
+  EXPECT_TRUE(equal_weights(one, two));
+  EXPECT_TRUE(equal_weights(one, three));
 }
 
 TEST(PPO, RolloutWithoutDecisionsIsLearnedFromWithoutNaN) {

@@ -64,6 +64,10 @@ TEST(Rollout, SweepEqualsSteppingOnWholeEpisodes) {
   expect_sweep_equals_stepping([] { return recall(9, kEnvs); }, 0);
 }
 
+TEST(Rollout, SweepInSlicesEqualsStepping) {
+  expect_sweep_equals_stepping([] { return recall(9, 20000); }, 13);
+}
+
 TEST(Rollout, SweepEqualsSteppingWithManyActionsAStep) {
   expect_sweep_equals_stepping([] { return vectorize(Pair{}, kEnvs, 1); }, 7);
   expect_sweep_equals_stepping([] { return vectorize(Aim{}, kEnvs, 1); }, 7);

@@ -106,6 +106,26 @@ TYPED_TEST(VectorMath, StaysWithinItsUlps) {
   }
 }
 
+TYPED_TEST(VectorMath, PacksGiveWhatSingleNumbersGive) {
+  using Four = math::Pack<TypeParam, 4>;
+  const auto expect_same = [](const char* name, auto function) {
+    TypeParam x[Four::kCount], y[Four::kCount];
+    for (int64_t from = -60; from < 60; ++from) {
+      for (int64_t i = 0; i < Four::kCount; ++i) {
+        x[i] = static_cast<TypeParam>(from) + static_cast<TypeParam>(i) / Four::kCount;
+      }
+      function(Four::load(x)).store(y);
+      for (int64_t i = 0; i < Four::kCount; ++i) EXPECT_EQ(y[i], function(x[i])) << name << x[i];
+    }
+  };
+  expect_same("exp ", [](const auto& x) { return math::exp(x); });
+  expect_same("exp2 ", [](const auto& x) { return math::exp2(x); });
+  expect_same("softplus ", [](const auto& x) { return math::softplus(x); });
+  expect_same("softplus_slope ", [](const auto& x) { return math::softplus_slope(x); });
+  expect_same("silu ", [](const auto& x) { return math::silu(x); });
+  expect_same("tanh ", [](const auto& x) { return math::tanh(x); });
+}
+
 TYPED_TEST(VectorMath, NaNStaysNaN) {
   const std::vector<TypeParam> x = {std::numeric_limits<TypeParam>::quiet_NaN(),
                                     -std::numeric_limits<TypeParam>::quiet_NaN()};
