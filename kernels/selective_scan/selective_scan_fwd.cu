@@ -111,21 +111,20 @@ __device__ __forceinline__ void scan_tile(FwdShared<Layout>& shared, const Threa
 #pragma unroll
     for (int j = 0; j < Layout::group; ++j) {
       const int s = first + j;
-      if (kCareful && s >= steps) continue;
-      if (kCareful && (resets >> s & 1)) {
-#pragma unroll
-        for (int n = 0; n < Layout::states; ++n) h[n] = 0;
-      }
+      const bool reset = kCareful && (resets >> s & 1), past = kCareful && s >= steps;
       const float2 step = shared.step[s][me.channel];
       float B[Layout::states], C[Layout::states];
       read_states(shared.B + s * Layout::padded_n + me.first_n(), B);
 #pragma unroll
-      for (int n = 0; n < Layout::states; ++n) h[n] = advance(h[n], step.x, A[n], step.y, B[n]);
+      for (int n = 0; n < Layout::states; ++n) {
+        const float next = advance(reset ? 0.f : h[n], step.x, A[n], step.y, B[n]);
+        h[n] = past ? h[n] : next;
+      }
       if (kOutputs) {
         read_states(shared.C + s * Layout::padded_n + me.first_n(), C);
         sum[j] = own_sum(C, h);
       } else {
-        delta_sum += step.x;
+        delta_sum += past ? 0.f : step.x;
       }
     }
     if (!kOutputs) continue;

@@ -1,6 +1,7 @@
 #include <retain/lib/ops/selective_scan.h>
 
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <retain/kernels/selective_scan/selective_scan.h>
 #include <retain/kernels/selective_scan/selective_scan_cuda.h>
@@ -182,6 +183,19 @@ ScanOutputs scan_autograd(SELECTIVE_SCAN_PARAMETERS) {
   return reference(SELECTIVE_SCAN_ARGUMENTS);
 }
 
+// Autocast: activations in the narrow type; weights and state stay as they are.
+
+template <at::DeviceType kDevice>
+ScanOutputs scan_autocast(SELECTIVE_SCAN_PARAMETERS) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
+  const auto dtype = at::autocast::get_autocast_dtype(kDevice);
+  const auto narrow = [&](const Tensor& x) { return at::autocast::cached_cast(dtype, x, kDevice); };
+  const auto narrow_z = present(z) ? OptionalTensor(narrow(*z)) : z;
+  return call_scan(narrow(u), narrow(delta), A, narrow(B), narrow(C), D, narrow_z, delta_bias,
+                   delta_softplus, initial_state, reset, exact);
+}
+
 }  // namespace
 
 ScanOutputs selective_scan(SELECTIVE_SCAN_PARAMETERS) {
@@ -256,6 +270,10 @@ TORCH_LIBRARY_IMPL(retain, Meta, m) {
 }
 
 TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) { m.impl("selective_scan", reference); }
+
+TORCH_LIBRARY_IMPL(retain, AutocastCPU, m) { m.impl("selective_scan", scan_autocast<at::kCPU>); }
+
+TORCH_LIBRARY_IMPL(retain, AutocastCUDA, m) { m.impl("selective_scan", scan_autocast<at::kCUDA>); }
 
 TORCH_LIBRARY_IMPL(retain, Autograd, m) {
   m.impl("selective_scan", scan_autograd);

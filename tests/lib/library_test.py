@@ -50,7 +50,7 @@ def gradients(outputs, inputs):
                                [x for x in inputs if x is not None and x.requires_grad])
 
 
-class Library(unittest.TestCase):
+class OpTest(unittest.TestCase):
     def same(self, op, plain, arguments):
         """Outputs and gradients of the op and of its plain composition."""
         values = list(arguments.values())
@@ -64,6 +64,8 @@ class Library(unittest.TestCase):
         result = torch.library.opcheck(op.default, (), arguments)
         self.assertEqual(set(result.values()), {"SUCCESS"}, result)
 
+
+class Library(OpTest):
     def test_selective_scan(self):
         self.same(ops.selective_scan, plain_scan, scan_arguments())
         self.check(ops.selective_scan, scan_arguments())
@@ -173,6 +175,117 @@ class Library(unittest.TestCase):
         arguments = dict(scan_arguments(), delta=torch.zeros(2, 3))
         with self.assertRaisesRegex(RuntimeError, r"selective_scan: delta must be \[T, B, d_inner\] = \[19, 3, 6\], got \[2, 3\]"):
             ops.selective_scan(**arguments)
+
+    def test_autocast_narrows_activations_and_keeps_memory_wide(self):
+        arguments = scan_arguments()
+        for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+            moved = to_device(arguments, device)
+            with torch.autocast(device, torch.bfloat16):
+                y, last_state = ops.selective_scan(**moved)
+            self.assertEqual((y.dtype, last_state.dtype), (torch.bfloat16, torch.float32))
+            narrow = {k: moved[k].to(torch.bfloat16) for k in ("u", "delta", "B", "C", "z")}
+            expected = ops.selective_scan(**dict(moved, **narrow))
+            self.assertTrue(torch.equal(y, expected[0]) and torch.equal(last_state, expected[1]))
+
+
+def to_device(arguments, device):
+    """The arguments as leaves on a device."""
+    def move(x):
+        return x.detach().to(device).requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x
+
+    return {name: move(x) for name, x in arguments.items()}
+
+
+@unittest.skipUnless(torch.cuda.is_available(), "needs a GPU")
+class OnCuda(OpTest):
+    """The same ops on a GPU."""
+
+    def test_scan_is_plain_scan(self):
+        arguments = to_device(scan_arguments(T=300), "cuda")
+        self.same(ops.selective_scan, plain_scan, arguments)
+        self.check(ops.selective_scan, arguments)
+
+    def test_compiled_scan_equals_eager(self):
+        def function(arguments):
+            y, last_state = ops.selective_scan(**arguments)
+            return y.square(), last_state
+
+        for T, dynamic in ((19, False), (33, True)):
+            arguments = to_device(scan_arguments(T=T), "cuda")
+            inputs = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
+            expected = function(arguments)
+            got = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=dynamic)(arguments)
+            for a, b in zip(got + tuple(gradients(got, inputs)), expected + tuple(gradients(expected, inputs))):
+                self.assertTrue(torch.equal(a, b))
+
+    def test_a_graph_holds_training(self):
+        arguments = to_device(scan_arguments(T=300), "cuda")
+        inputs = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
+
+        def step():
+            outputs = ops.selective_scan(**arguments)
+            return [*outputs, *gradients(outputs, inputs)]
+
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        with torch.no_grad():
+            for x in inputs:
+                if x.dtype == torch.float32:
+                    x.add_(0.01)
+        graph.replay()
+        for a, b in zip(captured, step()):
+            self.assertTrue(torch.equal(a, b))
+
+    def test_a_graph_holds_acting(self):
+        a = {k: x.detach() if isinstance(x, torch.Tensor) else x for k, x in to_device(scan_arguments(), "cuda").items()}
+        state, inputs = a["initial_state"].clone(), {k: a[k][0].clone() for k in ("u", "delta", "B", "C", "z", "reset")}
+
+        def step():
+            y, next_state = ops.selective_scan_update(inputs["u"], inputs["delta"], a["A"], inputs["B"], inputs["C"], state, a["D"],
+                                                      inputs["z"], a["delta_bias"], True, inputs["reset"])
+            state.copy_(next_state)
+            return y
+
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = step()
+        state.copy_(a["initial_state"])
+        expected, last_state = ops.selective_scan(**a)
+        for t in range(expected.shape[0]):
+            for name, x in inputs.items():
+                x.copy_(a[name][t])
+            graph.replay()
+            self.assertTrue(torch.equal(y, expected[t]))
+        self.assertTrue(torch.equal(state, last_state))
+
+    def test_two_streams_do_not_disturb_each_other(self):
+        arguments = to_device(scan_arguments(T=2000, B=2, D=32), "cuda")
+        inputs = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
+
+        def step():
+            outputs = ops.selective_scan(**arguments)
+            return [*outputs, *gradients(outputs, inputs)]
+
+        expected = step()
+        torch.cuda.synchronize()
+        streams, results = [torch.cuda.Stream() for _ in range(2)], []
+        for _ in range(3):
+            for stream in streams:
+                with torch.cuda.stream(stream):
+                    results.append(step())
+        torch.cuda.synchronize()
+        for result in results:
+            for a, b in zip(result, expected):
+                self.assertTrue(torch.equal(a, b))
 
 
 if __name__ == "__main__":
