@@ -8,6 +8,7 @@
 // memory, over blocks by a second kernel, always in the same order. A step that no gradient reaches
 // adds nothing, even if its values are NaN.
 
+#include <retain/kernels/common/sum_parts.cuh>
 #include <retain/kernels/selective_scan/selective_scan.cuh>
 
 namespace retain::kernels {
@@ -473,41 +474,6 @@ __global__ __launch_bounds__(Layout::threads) void scan_bwd_segments(
 #pragma unroll
   for (int n = 0; n < kStates; ++n) g[n] = any_reset ? -1.f : exp2_fast(delta_sum * A[n]);
   store_states<Layout>(in.segment_decays + at, in.N, me, g);
-}
-
-/// sum[i] = Σ_k parts[k, i], one after the other.
-template <typename T>
-__global__ void sum_blocks(const float* parts, int64_t count, int64_t size, T* sum) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i >= size) return;
-  float total = 0;
-#pragma unroll 8
-  for (int64_t k = 0; k < count; ++k) total += parts[k * size + i];
-  sum[i] = from_float<T>(total);
-}
-
-/// The same over many parts: a block's 16 rows of threads take every 16th part each.
-__global__ void sum_rows(const float* parts, int64_t count, int64_t size, float* sum) {
-  __shared__ double shared[16][32];
-  const int64_t i = int64_t{blockIdx.x} * 32 + threadIdx.x;
-  double total = 0;
-  if (i < size) {
-#pragma unroll 4
-    for (int64_t k = threadIdx.y; k < count; k += 16) total += parts[k * size + i];
-  }
-  shared[threadIdx.y][threadIdx.x] = total;
-  __syncthreads();
-  if (threadIdx.y != 0 || i >= size) return;
-  for (int k = 1; k < 16; ++k) total += shared[k][threadIdx.x];
-  sum[i] = static_cast<float>(total);
-}
-
-void launch_sum_rows(const float* parts, int64_t count, int64_t size, float* sum,
-                     CudaStream stream) {
-  if (sum == nullptr || size == 0) return;
-  sum_rows<<<static_cast<unsigned>((size + 31) / 32), dim3(32, 16), 0, stream>>>(parts, count, size,
-                                                                                 sum);
-  check_launch("selective_scan: sum of rows");
 }
 
 template <typename Kernel>
