@@ -4,7 +4,7 @@
 //   dbias = Σ_t g_t,
 // where no term crosses a reset. s_t is computed again. A thread walks over the runs of time of its
 // four channels with the windows of x and of the unfinished dx, the weights and their gradients in
-// registers; behind a run it goes K - 1 steps on, which finish the last dx. A block adds up its
+// registers; behind a run it goes a few steps on, which finish the last dx. A block adds up its
 // threads' dweight in shared memory, a second kernel the blocks', always in the same order. A step
 // that no gradient reaches adds nothing, even if its inputs are NaN.
 
@@ -14,8 +14,7 @@
 namespace retain::kernels {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kAnyThreads = 128;
+constexpr int kThreads = 128;
 constexpr int kSteps = 4;  ///< that a thread loads at once; no fewer than K - 1
 
 /// How the threads of a block are laid over channels: `across` fours side by side, a power of two
@@ -42,73 +41,180 @@ __device__ __forceinline__ float under_activation(float dy, float sum) {
   return kCareful && dy == 0.f ? 0.f : dy * slope;
 }
 
-/// What a thread keeps.
-template <typename T, int K, bool kSilu>
-struct Walk {
+/// Adds 0 x: `zero` becomes NaN if one of four elements is not finite.
+__device__ __forceinline__ void add_zeros(const float (&x)[4], float& zero) {
+#pragma unroll
+  for (int c = 0; c < 4; ++c) zero = fmaf(x[c], 0.f, zero);
+}
+template <typename T>
+__device__ __forceinline__ void add_zeros(const Four<T>& four, float& zero) {
+  if constexpr (std::is_same_v<T, float>) {
+    float x[4];
+    unpack(widen<T>(four), x);
+    add_zeros(x, zero);
+  } else {
+    using Two = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+    const unsigned none = 0;
+    const Two nothing = *reinterpret_cast<const Two*>(&none);
+    Two sum = __hfma2(*reinterpret_cast<const Two*>(&four.x), nothing, nothing);
+    sum = __hfma2(*reinterpret_cast<const Two*>(&four.y), nothing, sum);
+    zero += __low2float(sum) + __high2float(sum);
+  }
+}
+
+/// A [T, B, D] input, a chunk at a time.
+template <typename T>
+struct Stream {
+  const T* from;  ///< where the chunk lies
+  int64_t stride_t;
+  Four<T> four[kSteps];
+
+  __device__ __forceinline__ Stream(const Activations& x, const ConvPlace& place)
+      : from(place.at<const T>(x, place.begin)), stride_t(x.stride_t) {}
+
+  __device__ __forceinline__ void fetch(int i) {
+    four[i] = *reinterpret_cast<const Four<T>*>(from + i * stride_t);
+  }
+
+  /// Its first `steps`, and zeros.
+  __device__ __forceinline__ void fetch_part(int64_t steps) {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      four[i] = {};
+      if (i < steps) fetch(i);
+    }
+  }
+};
+
+/// The resets of a chunk on their way from memory.
+struct ResetFlags {
+  const unsigned char* row;
+  unsigned char flag[kSteps] = {};
+
+  __device__ __forceinline__ ResetFlags(const CausalConv1dCudaInputs& in, const ConvPlace& place)
+      : row(reinterpret_cast<const unsigned char*>(in.reset.data)) {
+    if (row != nullptr) row += place.b * in.reset.stride_b;
+  }
+
+  __device__ __forceinline__ void fetch(const CausalConv1dCudaInputs& in, int64_t t, int64_t stop) {
+    if (row == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      flag[i] = 0;
+      if (t + i < stop) flag[i] = row[(t + i) * in.reset.stride_t];
+    }
+  }
+
+  /// Bit i stands for step i.
+  __device__ __forceinline__ unsigned bits() const {
+    unsigned all = 0;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) all |= unsigned{flag[i]} << i;
+    return all;
+  }
+};
+
+/// What a thread keeps of its channels.
+template <int K>
+struct Channels {
   float tap[K][4], bias[4];
   float dtap[K][4] = {}, dbias[4] = {};
+};
+
+/// A walk over a run.
+template <typename T, int K, bool kSilu>
+struct Walk {
+  static constexpr bool kAhead = sizeof(T) == 2;  ///< chunks are loaded while one is worked on
+  Channels<K>& channels;
+  Stream<T> x_stream, dy_stream;
   float x[K - 1 + kSteps][4], dx[K - 1 + kSteps][4];  ///< before a chunk, then its own
   int first;    ///< the first input that counts, from the chunk's first step on
   bool finite;  ///< the inputs before the chunk
 
+  __device__ __forceinline__ Walk(const CausalConv1dCudaBwd& p, const ConvPlace& place,
+                                  int64_t stop, Channels<K>& all)
+      : channels(all), x_stream(p.in.x, place), dy_stream(p.dy, place) {
+    x_stream.fetch_part(stop - place.begin);
+    dy_stream.fetch_part(stop - place.begin);
+    first = warm_up<T, K>(p.in, place, x);
+    float zero = 0;
+#pragma unroll
+    for (int i = 0; i < K - 1; ++i) {
+      unpack({}, dx[i]);
+      add_zeros(x[i], zero);
+    }
+    finite = zero == 0.f;
+  }
+
   /// A chunk's terms. kSums: its steps belong to the run. kCareful: some inputs do not count, or
-  /// are NaN.
+  /// are NaN. `more` loads dy's next chunk on the way.
   template <bool kSums, bool kCareful>
-  __device__ __forceinline__ void steps(const Chunk<T, kSteps>& dys, unsigned resets) {
+  __device__ __forceinline__ void steps(unsigned resets, bool more) {
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       if (kCareful && (resets >> i & 1)) first = i;
       float dy[4];
-      unpack(widen<T>(dys.four[i]), dy);
+      unpack(widen<T>(dy_stream.four[i]), dy);
+      if (more) dy_stream.fetch(i);
+      unpack({}, dx[K - 1 + i]);
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        float sum = bias[c];
+        float sum = channels.bias[c];
 #pragma unroll
         for (int k = 0; k < K; ++k) {
           const bool counts = !kCareful || i + k - (K - 1) >= first;
-          sum = fmaf(tap[k][c], counts ? x[i + k][c] : 0.f, sum);
+          sum = fmaf(channels.tap[k][c], counts ? x[i + k][c] : 0.f, sum);
         }
         const float g = under_activation<kSilu, kCareful>(dy[c], sum);
-        if (kSums) dbias[c] += g;
+        if (kSums) channels.dbias[c] += g;
 #pragma unroll
         for (int k = 0; k < K; ++k) {
+          float &dtap = channels.dtap[k][c], &dinput = dx[i + k][c];
           const bool counts = !kCareful || (i + k - (K - 1) >= first && g != 0.f);
-          if (kSums) dtap[k][c] = counts ? fmaf(g, x[i + k][c], dtap[k][c]) : dtap[k][c];
-          dx[i + k][c] = counts ? fmaf(g, tap[k][c], dx[i + k][c]) : dx[i + k][c];
+          if (kSums) dtap = counts ? fmaf(g, x[i + k][c], dtap) : dtap;
+          dinput = counts ? fmaf(g, channels.tap[k][c], dinput) : dinput;
         }
       }
     }
   }
 
-  /// Takes a chunk in, and its gradients.
-  __device__ __forceinline__ void take(const Chunk<T, kSteps>& xs, const Chunk<T, kSteps>& dys,
-                                       unsigned resets, bool sums) {
+  /// The chunk's terms; `more`: the next one is whole, and loaded meanwhile or right after.
+  __device__ __forceinline__ void take(unsigned resets, bool sums, bool more) {
+    float zero = 0;
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      unpack(widen<T>(xs.four[i]), x[K - 1 + i]);
-      unpack({}, dx[K - 1 + i]);
+    for (int i = 0; i < kSteps; ++i) add_zeros<T>(x_stream.four[i], zero);
+    const bool careful = resets != 0 || first > 1 - K || !finite || zero != 0.f;
+    finite = zero == 0.f;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) unpack(widen<T>(x_stream.four[i]), x[K - 1 + i]);
+    if (more) {
+      x_stream.from += kSteps * x_stream.stride_t;
+      dy_stream.from += kSteps * dy_stream.stride_t;
     }
-    const bool now_finite = all_finite<K - 1, K - 1 + kSteps>();
-    if (!sums) {
-      steps<false, true>(dys, resets);
-    } else if (resets != 0 || first > 1 - K || !finite || !now_finite) {
-      steps<true, true>(dys, resets);
+    if (kAhead && more) fetch_x();
+    const bool ahead = kAhead && more;
+    if (sums) {
+      careful ? steps<true, true>(resets, ahead) : steps<true, false>(0, ahead);
     } else {
-      steps<true, false>(dys, 0);
+      careful ? steps<false, true>(resets, ahead) : steps<false, false>(0, ahead);
     }
-    finite = now_finite;
+    if (kAhead || !more) return;
+    fetch_x();
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) dy_stream.fetch(i);
   }
 
-  /// Of the inputs kBegin … kEnd - 1.
-  template <int kBegin, int kEnd>
-  __device__ __forceinline__ bool all_finite() const {
-    float zero[4] = {};  // NaN if one is not
+  __device__ __forceinline__ void fetch_x() {
 #pragma unroll
-    for (int i = kBegin; i < kEnd; ++i) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) zero[c] = fmaf(x[i][c], 0.f, zero[c]);
-    }
-    return zero[0] + zero[1] + (zero[2] + zero[3]) == 0.f;
+    for (int i = 0; i < kSteps; ++i) x_stream.fetch(i);
+  }
+
+  /// Loads the first `steps` of the next chunk.
+  __device__ __forceinline__ void fetch_part(int64_t steps) {
+    x_stream.from += kSteps * x_stream.stride_t;
+    dy_stream.from += kSteps * dy_stream.stride_t;
+    x_stream.fetch_part(steps);
+    dy_stream.fetch_part(steps);
   }
 
   __device__ __forceinline__ void shift() {
@@ -165,30 +271,24 @@ __device__ __forceinline__ void store_last(const CausalConv1dCudaBwd& p, const C
   }
 }
 
-/// One run.
+/// One run, and a chunk behind it.
 template <typename T, int K, bool kSilu>
 __device__ __forceinline__ void walk_run(const CausalConv1dCudaBwd& p, const ConvPlace& place,
-                                         Walk<T, K, kSilu>& walk) {
+                                         Channels<K>& channels) {
   const auto& in = p.in;
-  const int64_t stop = min(place.end + K - 1, in.T);
-  Chunk<T, kSteps> x, dy;
-  const auto fetch = [&](int64_t t) {
-    const int steps = static_cast<int>(min(stop - t, int64_t{kSteps}));
-    x.fetch(in.x, place, t, steps);
-    dy.fetch(p.dy, place, t, steps);
-    return place.template resets<kSteps>(in, t, steps);
-  };
-  unsigned resets = fetch(place.begin);
-  walk.first = warm_up<T, K>(in, place, walk.x);
-  walk.finite = walk.template all_finite<0, K - 1>();
-#pragma unroll
-  for (int i = 0; i < K - 1; ++i) unpack({}, walk.dx[i]);
+  const int64_t stop = min(place.end + kSteps, in.T);
+  Walk<T, K, kSilu> walk(p, place, stop, channels);
+  ResetFlags flags(in, place);
+  flags.fetch(in, place.begin, stop);
   for (int64_t t = place.begin;; t += kSteps) {
-    walk.take(x, dy, resets, t < place.end || t == place.begin);
+    const unsigned resets = flags.bits();
+    flags.fetch(in, t + kSteps, stop);
+    const bool more = t + 2 * kSteps <= stop;
+    walk.take(resets, t < place.end, more);
     if (t + kSteps >= in.T) return store_last<T>(p, place, t, walk);
     store_finished<T>(p, place, t, walk);
     if (t + kSteps >= stop) return;
-    resets = fetch(t + kSteps);
+    if (!more) walk.fetch_part(stop - t - kSteps);
     walk.shift();
   }
 }
@@ -220,22 +320,22 @@ __device__ __forceinline__ void store_parts(const CausalConv1dCudaBwd& p, int ac
 
 template <typename T, int K, bool kSilu>
 __global__ __launch_bounds__(kThreads,
-                             2) void conv_bwd(const __grid_constant__ CausalConv1dCudaBwd p,
+                             3) void conv_bwd(const __grid_constant__ CausalConv1dCudaBwd p,
                                               int across, unsigned tiles) {
   const auto& in = p.in;
   const unsigned tile = blockIdx.x % tiles, part = blockIdx.x / tiles;
   ConvPlace place(int64_t{tile} * across + threadIdx.x % across);
-  Walk<T, K, kSilu> walk;
+  Channels<K> channels;
   if (place.channel < in.D) {
-    load_taps(in.weight, place, walk.tap);
-    load_floats(in.bias, place.channel, place, walk.bias);
+    load_taps(in.weight, place, channels.tap);
+    load_floats(in.bias, place.channel, place, channels.bias);
     const int64_t down = kThreads / across, items = conv_runs(in) * in.B;
     for (int64_t i = part * down + threadIdx.x / across; i < items; i += p.parts * down) {
       place.go_to(in, i / in.B, i % in.B);
-      walk_run(p, place, walk);
+      walk_run<T, K, kSilu>(p, place, channels);
     }
   }
-  store_parts(p, across, tile, part, walk.dtap, walk.dbias);
+  store_parts(p, across, tile, part, channels.dtap, channels.dbias);
 }
 
 // Any number of taps, in three kernels: g into p.dsum, then dx and dweight from it.
@@ -339,14 +439,14 @@ __global__ void any_dweight(const __grid_constant__ CausalConv1dCudaBwd p, bool 
 void launch_any(const CausalConv1dCudaBwd& p, bool aligned, CudaStream stream) {
   dispatch_activations(p.in.type, [&](auto element) {
     using T = decltype(element);
-    const dim3 grid = flat_grid(p.in, kAnyThreads);
+    const dim3 grid = flat_grid(p.in, kThreads);
     if (grid.x > 0) {
-      any_dsum<T><<<grid, kAnyThreads, 0, stream>>>(p, aligned);
-      any_dx<T><<<grid, kAnyThreads, 0, stream>>>(p, aligned);
+      any_dsum<T><<<grid, kThreads, 0, stream>>>(p, aligned);
+      any_dx<T><<<grid, kThreads, 0, stream>>>(p, aligned);
     }
     const int64_t threads = p.parts * (p.in.K + 1) * ((p.in.D + 3) / 4);
-    const auto blocks = static_cast<unsigned>((threads + kAnyThreads - 1) / kAnyThreads);
-    any_dweight<T><<<blocks, kAnyThreads, 0, stream>>>(p, aligned);
+    const auto blocks = static_cast<unsigned>((threads + kThreads - 1) / kThreads);
+    any_dweight<T><<<blocks, kThreads, 0, stream>>>(p, aligned);
   });
   check_launch("causal_conv1d: backward of any number of taps");
 }
@@ -372,25 +472,34 @@ bool lies_in_fours(const CausalConv1dCudaBwd& p) {
 }  // namespace
 
 bool conv_needs_dsum(const CausalConv1dCudaBwd& p) {
-  return !conv_window_in_registers(p.in.K) || !lies_in_fours(p);
+  return !conv_window_in_registers(p.in.K) || p.dy.data == nullptr || !lies_in_fours(p);
 }
 
 void cut_into_runs(CausalConv1dCudaBwd& p) {
-  constexpr int64_t kBlocks = 264;    // that fill the device at once
+  constexpr int64_t kBlocks = 396;    // that fill the device at once
   constexpr int64_t kLongest = 128;   // steps of a run
+  constexpr int64_t kBeside = 8;      // steps that a run costs besides
   constexpr int64_t kMostSum = 4096;  // steps that one thread adds up
   auto& in = p.in;
   const int across = fours_across(in.D);
   const int64_t down = kThreads / across, steps = in.T * in.B;
-  const int64_t most = (steps + 8 * down - 1) / (8 * down);  // parts of work for every thread
+  const int64_t most = ((in.T + 7) / 8 * in.B + down - 1) / down;  // parts that have work
   const int64_t wanted =
       std::max(kBlocks / std::max<int64_t>(tiles_of(in, across), 1), steps / (down * kMostSum));
   p.parts = std::max<int64_t>(std::min(wanted, most), 1);
-  // As many runs as give each row of threads the same number of them.
   const int64_t slots = p.parts * down;
-  const int64_t rounds = std::max<int64_t>((steps + slots * kLongest - 1) / (slots * kLongest), 1);
-  const int64_t runs = std::max<int64_t>(slots * rounds / std::max<int64_t>(in.B, 1), 1);
-  in.run_steps = std::max<int64_t>(((in.T + runs - 1) / runs + 7) / 8 * 8, 8);
+  const int64_t least_rounds = std::max<int64_t>(steps / (slots * kLongest), 1);
+  // The number of runs with which the busiest thread has least to do.
+  int64_t least_cost = std::numeric_limits<int64_t>::max();
+  for (int64_t rounds = least_rounds; rounds < least_rounds + 4; ++rounds) {
+    const int64_t runs = std::max<int64_t>(slots * rounds / std::max<int64_t>(in.B, 1), 1);
+    const int64_t run_steps = std::max<int64_t>(((in.T + runs - 1) / runs + 7) / 8 * 8, 8);
+    const int64_t items = (in.T + run_steps - 1) / run_steps * in.B;
+    const int64_t cost = (items + slots - 1) / slots * (run_steps + kBeside);
+    if (cost >= least_cost) continue;
+    least_cost = cost;
+    in.run_steps = run_steps;
+  }
 }
 
 void causal_conv1d_cuda_bwd(const CausalConv1dCudaBwd& p, CudaStream stream) {

@@ -54,8 +54,8 @@ void cut_into_runs(CausalConv1dCudaFwd& params);
 /// Sets run_steps and parts.
 void cut_into_runs(CausalConv1dCudaBwd& params);
 
-/// Whether the window of inputs does not fit into registers, for too many taps or because channels
-/// do not lie in fours. Asks for all pointers but scratch memory.
+/// Whether the backward takes the way by dsum: for any number of taps but 2, 3 and 4, without dy,
+/// or where channels do not lie in fours. Asks for all pointers but scratch memory.
 bool conv_needs_dsum(const CausalConv1dCudaBwd& params);
 
 void causal_conv1d_cuda_fwd(const CausalConv1dCudaFwd& params, CudaStream stream);

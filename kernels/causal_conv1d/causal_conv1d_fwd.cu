@@ -61,10 +61,9 @@ __device__ __forceinline__ void convolve(const Chunk<T, kSteps>& chunk, unsigned
   }
 }
 
-template <typename T, int K, bool kSilu>
-__global__ __launch_bounds__(kThreads,
-                             6) void conv_fwd(const __grid_constant__ CausalConv1dCudaFwd p) {
-  constexpr int kSteps = kAtOnce<T>;
+template <typename T, int K, bool kSilu, int kSteps>
+__global__ __launch_bounds__(kThreads, kSteps == 1 ? 8 : 6) void conv_fwd(
+    const __grid_constant__ CausalConv1dCudaFwd p) {
   const auto& in = p.in;
   const FlatPlace flat(in);
   if (!flat.live) return;
@@ -88,7 +87,12 @@ __global__ __launch_bounds__(kThreads,
 #pragma unroll
     for (int i = 0; i < K - 1; ++i) unpack(pack(window.x[kSteps + i]), window.x[i]);
   }
-  if (place.end == in.T) store_last_state<T>(p, place);
+  if (place.end != in.T) return;
+  if (kSteps > 1) return store_last_state<T>(p, place);
+#pragma unroll
+  for (int i = 0; i < K - 1; ++i) {
+    store_word(p.last_state + place.state(in, i - (K - 1)), pack(window.x[i]));
+  }
 }
 
 /// Any number of taps.
@@ -115,10 +119,10 @@ __global__ __launch_bounds__(kThreads) void conv_fwd_any(
 }  // namespace
 
 void cut_into_runs(CausalConv1dCudaFwd& params) {
-  constexpr int64_t kFull = 262144;  // threads that fill the device twice
+  constexpr int64_t kFull = 81920;  // threads that fill the device
   auto& in = params.in;
   const int64_t fours = in.T * in.B * ((in.D + 3) / 4);
-  in.run_steps = std::clamp<int64_t>((fours / kFull + 7) / 8 * 8, 8, 128);
+  in.run_steps = std::clamp<int64_t>((fours / kFull + 7) / 8 * 8, 8, 64);
 }
 
 void causal_conv1d_cuda_fwd(const CausalConv1dCudaFwd& p, CudaStream stream) {
@@ -129,7 +133,9 @@ void causal_conv1d_cuda_fwd(const CausalConv1dCudaFwd& p, CudaStream stream) {
   if (aligned && conv_window_in_registers(in.K)) {
     dispatch_conv(in, [&](auto element, auto taps, auto silu) {
       using T = decltype(element);
-      conv_fwd<T, taps(), silu()><<<grid, kThreads, 0, stream>>>(p);
+      const auto launch = [&](auto kernel) { kernel<<<grid, kThreads, 0, stream>>>(p); };
+      in.T < 4 ? launch(conv_fwd<T, taps(), silu(), 1>)
+               : launch(conv_fwd<T, taps(), silu(), kAtOnce<T>>);
     });
   } else {
     dispatch_activations(in.type, [&](auto element) {

@@ -1,11 +1,11 @@
 // Root-mean-square norm of rows with residual add (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4):
 //   s = x + residual,   y = s r weight with r = 1 / sqrt(mean(s²) + eps),
 //   ds = r (weight dy - s r² mean(weight dy s)) + dresidual_out,   dweight = Σ_rows dy s r.
-// Layout: features contiguous. A row belongs to half a warp, a warp or a block, each thread with up
-// to four times four neighbouring features in registers between the sum over the row and the
-// output, so that memory is read once. Rows that are longer, or that do not lie in fours, are read
-// twice. A sum over a row is a fixed tree. In the backward every block keeps dweight over its rows
-// in registers; a second kernel adds up the blocks in order.
+// Layout: features contiguous. A row belongs to a part of a warp, a warp or a block, each thread
+// with up to four times four neighbouring features in registers between the sum over the row and
+// the output, so that memory is read once. Rows that are longer, or that do not lie in fours, are
+// read twice. A sum over a row is a fixed tree. In the backward every block keeps dweight over its
+// rows in registers; a second kernel adds up the blocks in order.
 
 #include <retain/kernels/rms_norm/rms_norm_cuda.h>
 #include <retain/kernels/common/device.cuh>
@@ -28,11 +28,11 @@ constexpr int64_t kLongest = 8192;  ///< features that fit into a block's regist
 /// Calls run(NormLayout{}) with the layout that fits a row of at most kLongest features.
 template <typename Run>
 void dispatch_rows(int64_t D, const Run& run) {
-  if (D <= 64) return run(NormLayout<16, 1>{});
-  if (D <= 128) return run(NormLayout<32, 1>{});
+  if (D <= 64) return run(NormLayout<8, 2>{});
+  if (D <= 128) return run(NormLayout<16, 2>{});
   if (D <= 256) return run(NormLayout<32, 2>{});
   if (D <= 512) return run(NormLayout<32, 4>{});
-  if (D <= 1024) return run(NormLayout<256, 1>{});
+  if (D <= 1024) return run(NormLayout<128, 2, 128>{});
   if (D <= 2048) return run(NormLayout<256, 2>{});
   if (D <= 4096) return run(NormLayout<256, 4>{});
   return run(NormLayout<512, 4, 512>{});
@@ -343,11 +343,15 @@ void launch_bwd(const RmsNormCudaBwd& p, CudaStream stream) {
 }  // namespace
 
 int64_t rms_norm_cuda_parts(int64_t rows, int64_t D) {
-  constexpr int64_t kBlocks = 528;    // that fill the device at once
   constexpr int64_t kMostSum = 4096;  // rows that one thread adds up
-  int64_t at_once = 1;
-  if (D <= kLongest) dispatch_rows(D, [&](auto layout) { at_once = decltype(layout)::rows; });
-  const int64_t wanted = std::max(kBlocks, rows / (at_once * kMostSum));
+  int64_t at_once = 1, blocks = 528;  // that fill the device
+  if (D <= kLongest) {
+    dispatch_rows(D, [&](auto layout) {
+      at_once = decltype(layout)::rows;
+      blocks = 528 * 256 / decltype(layout)::threads;
+    });
+  }
+  const int64_t wanted = std::max(blocks, rows / (at_once * kMostSum));
   return std::clamp<int64_t>((rows + at_once - 1) / at_once, 1, wanted);
 }
 
