@@ -46,19 +46,31 @@ __device__ __forceinline__ void add_zeros(const float (&x)[4], float& zero) {
 #pragma unroll
   for (int c = 0; c < 4; ++c) zero = fmaf(x[c], 0.f, zero);
 }
+
+/// Whether all elements of a chunk are finite; two at a time where they are of a half type.
 template <typename T>
-__device__ __forceinline__ void add_zeros(const Four<T>& four, float& zero) {
+__device__ __forceinline__ bool all_finite(const Four<T> (&four)[kSteps]) {
   if constexpr (std::is_same_v<T, float>) {
-    float x[4];
-    unpack(widen<T>(four), x);
-    add_zeros(x, zero);
+    float zero[kSteps] = {};
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      float x[4];
+      unpack(widen<T>(four[i]), x);
+      add_zeros(x, zero[i]);
+    }
+    return zero[0] + zero[1] + (zero[2] + zero[3]) == 0.f;
   } else {
     using Two = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
     const unsigned none = 0;
     const Two nothing = *reinterpret_cast<const Two*>(&none);
-    Two sum = __hfma2(*reinterpret_cast<const Two*>(&four.x), nothing, nothing);
-    sum = __hfma2(*reinterpret_cast<const Two*>(&four.y), nothing, sum);
-    zero += __low2float(sum) + __high2float(sum);
+    Two zero[2] = {nothing, nothing};
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      zero[0] = __hfma2(*reinterpret_cast<const Two*>(&four[i].x), nothing, zero[0]);
+      zero[1] = __hfma2(*reinterpret_cast<const Two*>(&four[i].y), nothing, zero[1]);
+    }
+    const Two sum = __hadd2(zero[0], zero[1]);
+    return (*reinterpret_cast<const unsigned*>(&sum) & 0x7fff7fffu) == 0;
   }
 }
 
@@ -180,11 +192,9 @@ struct Walk {
 
   /// The chunk's terms; `more`: the next one is whole, and loaded meanwhile or right after.
   __device__ __forceinline__ void take(unsigned resets, bool sums, bool more) {
-    float zero = 0;
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) add_zeros<T>(x_stream.four[i], zero);
-    const bool careful = resets != 0 || first > 1 - K || !finite || zero != 0.f;
-    finite = zero == 0.f;
+    const bool now_finite = all_finite<T>(x_stream.four);
+    const bool careful = resets != 0 || first > 1 - K || !finite || !now_finite;
+    finite = now_finite;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) unpack(widen<T>(x_stream.four[i]), x[K - 1 + i]);
     if (more) {
