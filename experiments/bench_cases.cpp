@@ -110,6 +110,12 @@ OpCase norm_case(const Maker& m) {
   return made;
 }
 
+/// Multiply-adds of a block's four projections in one step of one row.
+int64_t core_products(const Maker& m) {
+  const int64_t d_inner = 2 * m.D, dt_rank = (m.D + 15) / 16;
+  return m.D * 2 * d_inner + d_inner * (dt_rank + 2 * m.N) + dt_rank * d_inner + d_inner * m.D;
+}
+
 /// One Mamba-1 block of d_model = channels; its products in the type's own precision.
 OpCase block_case(const Maker& m) {
   const auto core = std::make_shared<Mamba1>(Mamba1Options{.d_model = m.D, .d_state = m.N});
@@ -120,9 +126,9 @@ OpCase block_case(const Maker& m) {
   made.inputs = core->parameters();
   made.inputs.push_back(x);
   made.fused = [=] { return core->forward(x, state, reset).y; };
-  const double products =
-      2 * (2 + 1) + 2 * (2.0 / 16 + 2.0 * static_cast<double>(m.N) / static_cast<double>(m.D));
-  made.fwd_multiply_adds = m.elements * static_cast<double>(m.D) * products + 8 * m.states;
+  // Products of half types run on other units than multiply-adds do.
+  const double products = m.shape.dtype == at::kFloat ? static_cast<double>(core_products(m)) : 0;
+  made.fwd_multiply_adds = m.rows * products + 8 * m.states;
   made.bwd_multiply_adds = 2 * made.fwd_multiply_adds;
   made.fwd_exponentials = made.bwd_exponentials = 2 * m.states;
   made.fwd_bytes = m.size * 14 * m.elements;

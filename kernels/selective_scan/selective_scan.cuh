@@ -173,15 +173,17 @@ struct FourPlace {
   }
 };
 
-/// Bit s says that the state is cleared before step tile + s.
-__device__ __forceinline__ unsigned reset_bits(const SelectiveScanCudaInputs& in,
-                                               const BlockPlace& place, int64_t tile) {
-  if (in.reset.data == nullptr) return 0;
-  const int lane = threadIdx.x % 32;
-  const bool reset = lane < kTile && tile + lane < place.end &&
-                     in.reset.data[(tile + lane) * in.reset.stride_t + place.b * in.reset.stride_b];
-  return __ballot_sync(~0u, reset);
+/// Whether the state is cleared before this thread's step of the tile: the lanes of a warp share
+/// its steps. reset_bits makes them one word once they have come from memory.
+__device__ __forceinline__ bool load_reset(const SelectiveScanCudaInputs& in,
+                                           const BlockPlace& place, int64_t tile) {
+  const int64_t t = tile + threadIdx.x % 32;
+  return in.reset.data != nullptr && threadIdx.x % 32 < kTile && t < place.end &&
+         in.reset.data[t * in.reset.stride_t + place.b * in.reset.stride_b];
 }
+
+/// Bit s says that the state is cleared before step s of the tile.
+__device__ __forceinline__ unsigned reset_bits(bool reset) { return __ballot_sync(~0u, reset); }
 
 /// Walks over a [T, B, G, N] array a tile at a time: from memory to registers, then to shared
 /// memory, padded with zeros.

@@ -8,6 +8,7 @@
 // memory, over blocks by a second kernel, always in the same order. A step that no gradient reaches
 // adds nothing, even if its values are NaN.
 
+#include <retain/kernels/common/sum_parts.cuh>
 #include <retain/kernels/selective_scan/selective_scan.cuh>
 
 namespace retain::kernels {
@@ -375,12 +376,13 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bw
     for (int k = 0; k <= last; ++k) {
       const int64_t tile = first + k * kTile;
       const int steps = static_cast<int>(min(end - tile, int64_t{kTile}));
+      const bool reset = load_reset(in, place, tile);
       if (k < last) {
         put_tile<T, Layout, true, false>(p, place, mine, tile, steps, shared);
       } else {
         unreached = put_tile<T, Layout, true, true>(p, place, mine, tile, steps, shared);
       }
-      resets = reset_bits(in, place, tile);
+      resets = reset_bits(reset);
       unreached = __syncthreads_or(unreached);
       const int parts = k < last ? kParts : (steps - 1) / kPart;
 #pragma unroll 1
@@ -394,8 +396,9 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bw
       const int64_t tile = first + k * kTile;
       const int steps = static_cast<int>(min(end - tile, int64_t{kTile}));
       if (k < last) {
+        const bool reset = load_reset(in, place, tile);
         unreached = put_tile<T, Layout, true, true>(p, place, mine, tile, steps, shared);
-        resets = reset_bits(in, place, tile);
+        resets = reset_bits(reset);
         unreached = __syncthreads_or(unreached);
       }
       const bool careful = unreached || resets != 0 || steps < kTile;
@@ -448,8 +451,9 @@ __global__ __launch_bounds__(Layout::threads) void scan_bwd_segments(
   for (int64_t k = tiles - 1; k >= 0; --k) {
     const int64_t tile = place.begin + k * kTile;
     const int steps = static_cast<int>(min(place.end - tile, int64_t{kTile}));
+    const bool reset = load_reset(in, place, tile);
     put_tile<T, Layout, false, true>(p, place, mine, tile, steps, shared);
-    const unsigned resets = reset_bits(in, place, tile);
+    const unsigned resets = reset_bits(reset);
     any_reset = any_reset || resets != 0;
     __syncthreads();
 #pragma unroll 4
@@ -473,41 +477,6 @@ __global__ __launch_bounds__(Layout::threads) void scan_bwd_segments(
 #pragma unroll
   for (int n = 0; n < kStates; ++n) g[n] = any_reset ? -1.f : exp2_fast(delta_sum * A[n]);
   store_states<Layout>(in.segment_decays + at, in.N, me, g);
-}
-
-/// sum[i] = Σ_k parts[k, i], one after the other.
-template <typename T>
-__global__ void sum_blocks(const float* parts, int64_t count, int64_t size, T* sum) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i >= size) return;
-  float total = 0;
-#pragma unroll 8
-  for (int64_t k = 0; k < count; ++k) total += parts[k * size + i];
-  sum[i] = from_float<T>(total);
-}
-
-/// The same over many parts: a block's 16 rows of threads take every 16th part each.
-__global__ void sum_rows(const float* parts, int64_t count, int64_t size, float* sum) {
-  __shared__ double shared[16][32];
-  const int64_t i = int64_t{blockIdx.x} * 32 + threadIdx.x;
-  double total = 0;
-  if (i < size) {
-#pragma unroll 4
-    for (int64_t k = threadIdx.y; k < count; k += 16) total += parts[k * size + i];
-  }
-  shared[threadIdx.y][threadIdx.x] = total;
-  __syncthreads();
-  if (threadIdx.y != 0 || i >= size) return;
-  for (int k = 1; k < 16; ++k) total += shared[k][threadIdx.x];
-  sum[i] = static_cast<float>(total);
-}
-
-void launch_sum_rows(const float* parts, int64_t count, int64_t size, float* sum,
-                     CudaStream stream) {
-  if (sum == nullptr || size == 0) return;
-  sum_rows<<<static_cast<unsigned>((size + 31) / 32), dim3(32, 16), 0, stream>>>(parts, count, size,
-                                                                                 sum);
-  check_launch("selective_scan: sum of rows");
 }
 
 template <typename Kernel>

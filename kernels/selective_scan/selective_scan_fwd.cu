@@ -25,7 +25,7 @@ struct FwdWalk {
   const T *u_from, *delta_from, *z_from;
   MatrixWalk<Layout, T> B, C;
   Four<T> u[kFours], delta[kFours], z[kFours];
-  unsigned resets;
+  bool reset;
 
   __device__ __forceinline__ FwdWalk(const SelectiveScanCudaInputs& in, const BlockPlace& place,
                                      const FourPlace<Layout>& mine)
@@ -56,7 +56,7 @@ struct FwdWalk {
       C.fetch(in.C_matrix, in.N, steps);
       C.advance(in.C_matrix, 1);
     }
-    resets = reset_bits(in, place, tile);
+    reset = load_reset(in, place, tile);
   }
 };
 
@@ -189,7 +189,7 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_fw
   if (steps > 0) next.fetch(in, place, mine, place.begin, steps);
   for (int64_t tile = place.begin; tile < place.end; tile += kTile) {
     put_tile(in, mine, weights, next, shared, finish);
-    const unsigned resets = next.resets;
+    const unsigned resets = reset_bits(next.reset);
     if (kOutputs && checkpoint != nullptr) {
       if (until_checkpoint == 0) {
         store_states<Layout>(checkpoint, in.N, me, h);

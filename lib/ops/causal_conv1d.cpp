@@ -2,6 +2,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <retain/kernels/causal_conv1d/causal_conv1d.h>
 #include <retain/lib/ops/causal_conv1d.h>
+#include <retain/lib/ops/causal_conv1d_tensors.h>
 #include <retain/lib/ops/checks.h>
 #include <retain/lib/ops/kernel_arguments.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -16,26 +17,6 @@ using Pair = std::tuple<Tensor, Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 constexpr char kOp[] = "causal_conv1d";
-
-void check_arguments(const Tensor& x, const Tensor& weight, const Optional& bias,
-                     const Optional& initial_state, const Optional& reset) {
-  check_rank(kOp, "x", x, "[T, B, d_inner]");
-  check_floating(kOp, "x", x);
-  check_rank(kOp, "weight", weight, "[d_inner, d_conv]");
-  const auto T = x.sym_size(0), B = x.sym_size(1), D = x.sym_size(2), K = weight.sym_size(1);
-  check_shape(kOp, "weight", weight, "[d_inner, d_conv]", {D, K});
-  check_like(kOp, "weight", weight, "x", x);
-  TORCH_CHECK(K >= 1, kOp, ": weight must have at least one tap, got ", weight.sym_sizes());
-  if (present(bias)) {
-    check_shape(kOp, "bias", *bias, "[d_inner]", {D});
-    check_like(kOp, "bias", *bias, "x", x);
-  }
-  if (present(initial_state)) {
-    check_shape(kOp, "initial_state", *initial_state, "[B, d_conv - 1, d_inner]", {B, K - 1, D});
-    check_like(kOp, "initial_state", *initial_state, "x", x);
-  }
-  if (present(reset)) check_reset(kOp, *reset, "[T, B]", {T, B}, "x", x);
-}
 
 /// The arguments as the kernels take them: one dtype, dense channels, taps outermost.
 struct Arguments {
@@ -75,13 +56,13 @@ Pair empty_outputs(const Tensor& x, const Tensor& weight) {
 
 Pair causal_conv1d_meta(const Tensor& x, const Tensor& weight, const Optional& bias, bool,
                         const Optional& initial_state, const Optional& reset) {
-  check_arguments(x, weight, bias, initial_state, reset);
+  check_causal_conv1d(x, weight, bias, initial_state, reset);
   return empty_outputs(x, weight);
 }
 
 Pair causal_conv1d_cpu(const Tensor& x, const Tensor& weight, const Optional& bias, bool silu,
                        const Optional& initial_state, const Optional& reset) {
-  check_arguments(x, weight, bias, initial_state, reset);
+  check_causal_conv1d(x, weight, bias, initial_state, reset);
   const Arguments args(x, weight, bias, silu, initial_state, reset);
   const auto y = at::empty(x.sizes(), x.options().dtype(args.dtype));
   const auto last_state = std::get<1>(empty_outputs(x, weight));
@@ -98,10 +79,10 @@ Pair causal_conv1d_cpu(const Tensor& x, const Tensor& weight, const Optional& bi
 }
 
 Gradients causal_conv1d_bwd_meta(const Optional&, const Optional&, const Tensor& x,
-                                 const Tensor& weight, const Optional&, bool, const Optional&,
+                                 const Tensor& weight, const Optional& bias, bool, const Optional&,
                                  const Optional&) {
   return {at::empty_symint(x.sym_sizes(), x.options()), at::empty_like(weight),
-          at::empty_symint({x.sym_size(2)}, weight.options()),
+          at::empty_symint({x.sym_size(2)}, weight.options().dtype(dbias_dtype(weight, bias))),
           std::get<1>(empty_outputs(x, weight))};
 }
 
@@ -136,7 +117,7 @@ Gradients causal_conv1d_bwd_cpu(const Optional& dy_in, const Optional& dlast_sta
           sums.narrow(0, 0, size.K)
               .t()
               .to(weight.scalar_type(), false, true, at::MemoryFormat::Contiguous),
-          sums.select(0, size.K).to(weight.scalar_type()), dinitial_state};
+          sums.select(0, size.K).to(dbias_dtype(weight, bias)), dinitial_state};
 }
 
 Pair call(const Tensor& x, const Tensor& weight, const Optional& bias, bool silu,
@@ -201,9 +182,29 @@ Pair causal_conv1d_autograd(const Tensor& x, const Tensor& weight, const Optiona
 
 }  // namespace
 
+void check_causal_conv1d(const Tensor& x, const Tensor& weight, const Optional& bias,
+                         const Optional& initial_state, const Optional& reset) {
+  check_rank(kOp, "x", x, "[T, B, d_inner]");
+  check_floating(kOp, "x", x);
+  check_rank(kOp, "weight", weight, "[d_inner, d_conv]");
+  const auto T = x.sym_size(0), B = x.sym_size(1), D = x.sym_size(2), K = weight.sym_size(1);
+  check_shape(kOp, "weight", weight, "[d_inner, d_conv]", {D, K});
+  check_like(kOp, "weight", weight, "x", x);
+  TORCH_CHECK(K >= 1, kOp, ": weight must have at least one tap, got ", weight.sym_sizes());
+  if (present(bias)) {
+    check_shape(kOp, "bias", *bias, "[d_inner]", {D});
+    check_like(kOp, "bias", *bias, "x", x);
+  }
+  if (present(initial_state)) {
+    check_shape(kOp, "initial_state", *initial_state, "[B, d_conv - 1, d_inner]", {B, K - 1, D});
+    check_like(kOp, "initial_state", *initial_state, "x", x);
+  }
+  if (present(reset)) check_reset(kOp, *reset, "[T, B]", {T, B}, "x", x);
+}
+
 Pair causal_conv1d(const Tensor& x, const Tensor& weight, const Optional& bias, bool silu,
                    const Optional& initial_state, const Optional& reset) {
-  check_arguments(x, weight, bias, initial_state, reset);
+  check_causal_conv1d(x, weight, bias, initial_state, reset);
   return call(x, weight, bias, silu, initial_state, reset);
 }
 
@@ -211,7 +212,7 @@ Pair causal_conv1d(const Tensor& x, const Tensor& weight, const Optional& bias, 
 // j, t].
 Pair causal_conv1d_reference(const Tensor& x, const Tensor& weight, const Optional& bias, bool silu,
                              const Optional& initial_state, const Optional& reset) {
-  check_arguments(x, weight, bias, initial_state, reset);
+  check_causal_conv1d(x, weight, bias, initial_state, reset);
   const auto dtype = state_dtype(x);
   const int64_t T = x.size(0), B = x.size(1), D = x.size(2), K = weight.size(1);
   const auto before = present(initial_state) ? initial_state->to(dtype).transpose(0, 1)

@@ -4,6 +4,7 @@
 #include <retain/lib/ops/checks.h>
 #include <retain/lib/ops/kernel_arguments.h>
 #include <retain/lib/ops/rms_norm.h>
+#include <retain/lib/ops/rms_norm_tensors.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -16,32 +17,19 @@ using Pair = std::tuple<Tensor, Tensor>;
 
 constexpr char kOp[] = "rms_norm";
 
-void check_arguments(const Tensor& x, const Tensor& weight, const Optional& residual, double eps) {
-  TORCH_CHECK(x.defined() && x.dim() >= 1, kOp, ": x must be [..., D], got ",
-              x.defined() ? c10::str(x.sym_sizes()) : "an undefined tensor");
-  check_floating(kOp, "x", x);
-  check_shape(kOp, "weight", weight, "[D]", {x.sym_size(-1)});
-  check_like(kOp, "weight", weight, "x", x);
-  TORCH_CHECK(eps >= 0, kOp, ": eps must not be negative, got ", eps);
-  if (!present(residual)) return;
-  TORCH_CHECK(residual->sym_sizes() == x.sym_sizes(), kOp, ": residual must have the shape of x, ",
-              x.sym_sizes(), ", got ", residual->sym_sizes());
-  check_like(kOp, "residual", *residual, "x", x);
-}
-
 kernels::NormSizes sizes_of(const Tensor& x) {
   const int64_t D = x.size(-1);
   return {D == 0 ? 0 : x.numel() / D, D};
 }
 
 Pair rms_norm_meta(const Tensor& x, const Tensor& weight, const Optional& residual, double eps) {
-  check_arguments(x, weight, residual, eps);
+  check_rms_norm(x, weight, residual, eps);
   return {at::empty_symint(x.sym_sizes(), x.options()),
           at::empty_symint(x.sym_sizes(), x.options().dtype(state_dtype(x)))};
 }
 
 Pair rms_norm_cpu(const Tensor& x, const Tensor& weight, const Optional& residual, double eps) {
-  check_arguments(x, weight, residual, eps);
+  check_rms_norm(x, weight, residual, eps);
   const auto dtype = state_dtype(x);
   const auto input = dense(x, dtype), gain = dense(weight, dtype), added = dense(residual, dtype);
   const auto y = at::empty(x.sizes(), input.options());
@@ -144,14 +132,27 @@ Pair rms_norm_autograd(const Tensor& x, const Tensor& weight, const Optional& re
 
 }  // namespace
 
+void check_rms_norm(const Tensor& x, const Tensor& weight, const Optional& residual, double eps) {
+  TORCH_CHECK(x.defined() && x.dim() >= 1, kOp, ": x must be [..., D], got ",
+              x.defined() ? c10::str(x.sym_sizes()) : "an undefined tensor");
+  check_floating(kOp, "x", x);
+  check_shape(kOp, "weight", weight, "[D]", {x.sym_size(-1)});
+  check_like(kOp, "weight", weight, "x", x);
+  TORCH_CHECK(eps >= 0, kOp, ": eps must not be negative, got ", eps);
+  if (!present(residual)) return;
+  TORCH_CHECK(residual->sym_sizes() == x.sym_sizes(), kOp, ": residual must have the shape of x, ",
+              x.sym_sizes(), ", got ", residual->sym_sizes());
+  check_like(kOp, "residual", *residual, "x", x);
+}
+
 Pair rms_norm(const Tensor& x, const Tensor& weight, const Optional& residual, double eps) {
-  check_arguments(x, weight, residual, eps);
+  check_rms_norm(x, weight, residual, eps);
   return call(x, weight, residual, eps);
 }
 
 Pair rms_norm_reference(const Tensor& x, const Tensor& weight, const Optional& residual,
                         double eps) {
-  check_arguments(x, weight, residual, eps);
+  check_rms_norm(x, weight, residual, eps);
   const auto dtype = state_dtype(x);
   auto s = x.to(dtype);
   s = present(residual) ? s + residual->to(dtype) : s.clone();

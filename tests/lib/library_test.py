@@ -46,7 +46,7 @@ def plain_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_stat
 
 
 def gradients(outputs, inputs):
-    return torch.autograd.grad(sum((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum() for y in outputs),
+    return torch.autograd.grad(sum((y * torch.linspace(-1, 1, y.numel(), device=y.device).view_as(y)).sum() for y in outputs),
                                [x for x in inputs if x is not None and x.requires_grad])
 
 
@@ -268,7 +268,7 @@ class OnCuda(OpTest):
         self.assertTrue(torch.equal(state, last_state))
 
     def test_two_streams_do_not_disturb_each_other(self):
-        arguments = to_device(scan_arguments(T=2000, B=2, D=32), "cuda")
+        arguments = to_device(scan_arguments(T=2000, D=32), "cuda")
         inputs = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
 
         def step():

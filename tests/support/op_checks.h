@@ -45,18 +45,18 @@ inline Tensors to(const Tensors& tensors, at::ScalarType dtype) {
 }
 
 /// The outputs, then the gradients of all inputs with every output weighted by fixed random
-/// numbers.
+/// numbers, which are rounded to `dtype`.
 struct Outcome {
   Tensors outputs, gradients;
 };
 
-inline Outcome differentiate(const Op& op, Tensors inputs) {
+inline Outcome differentiate(const Op& op, Tensors inputs, at::ScalarType dtype = at::kDouble) {
   for (auto& input : inputs) input = input.detach().requires_grad_();
   Outcome outcome{op(inputs), {}};
   Tensors weights;
   uint64_t seed = 2000;
   for (const auto& output : outcome.outputs) {
-    weights.push_back(randn(output.sizes(), ++seed).to(output.options()));
+    weights.push_back(randn(output.sizes(), ++seed, dtype).to(output.options()));
   }
   outcome.gradients = torch::autograd::grad(outcome.outputs, inputs, weights);
   for (auto& output : outcome.outputs) output = output.detach();
@@ -68,8 +68,8 @@ inline void expect_matches_reference(const Op& op, const Op& reference, const Te
                                      at::ScalarType dtype, double tolerance,
                                      double gradient_tolerance) {
   const auto rounded = to(inputs, dtype);
-  const auto got = differentiate(op, rounded);
-  const auto expected = differentiate(reference, to(rounded, at::kDouble));
+  const auto got = differentiate(op, rounded, dtype);
+  const auto expected = differentiate(reference, to(rounded, at::kDouble), dtype);
   expect_close(got.outputs, expected.outputs, tolerance);
   expect_close(got.gradients, expected.gradients, gradient_tolerance);
 }

@@ -1,0 +1,527 @@
+// Backward pass of the depthwise causal convolution. With s_t the sum under the activation and
+// g_t = dL/ds_t = dy_t act'(s_t):
+//   dx_s = Σ_k weight[k] g_{s + K - 1 - k},   dweight[k] = Σ_t g_t x_{t - (K - 1) + k},
+//   dbias = Σ_t g_t,
+// where no term crosses a reset. s_t is computed again. A thread walks over the runs of time of its
+// four channels with the windows of x and of the unfinished dx, the weights and their gradients in
+// registers; behind a run it goes a few steps on, which finish the last dx. A block adds up its
+// threads' dweight in shared memory, a second kernel the blocks', always in the same order. A step
+// that no gradient reaches adds nothing, even if its inputs are NaN.
+
+#include <retain/kernels/causal_conv1d/causal_conv1d.cuh>
+#include <retain/kernels/common/sum_parts.cuh>
+
+namespace retain::kernels {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kSteps = 4;  ///< that a thread loads at once; no fewer than K - 1
+
+/// How the threads of a block are laid over channels: `across` fours side by side, a power of two
+/// at most 32, `kThreads / across` times.
+int fours_across(int64_t D) {
+  const int64_t fours = (D + 3) / 4;
+  int across = 1;
+  while (across < fours && across < 32) across *= 2;
+  const auto idle = [&] { return (across - fours % across) % across; };
+  while (across > 8 && 8 * idle() > fours) across /= 2;
+  return across;
+}
+
+int64_t tiles_of(const CausalConv1dCudaInputs& in, int across) {
+  return ((in.D + 3) / 4 + across - 1) / across;
+}
+
+/// g = dy act'(sum); 0 where dy is 0.
+template <bool kSilu, bool kCareful>
+__device__ __forceinline__ float under_activation(float dy, float sum) {
+  if (!kSilu) return dy;
+  const float gate = sigmoid(sum);
+  const float slope = fmaf(gate * sum, 1.f - gate, gate);
+  return kCareful && dy == 0.f ? 0.f : dy * slope;
+}
+
+/// Adds 0 x: `zero` becomes NaN if one of four elements is not finite.
+__device__ __forceinline__ void add_zeros(const float (&x)[4], float& zero) {
+#pragma unroll
+  for (int c = 0; c < 4; ++c) zero = fmaf(x[c], 0.f, zero);
+}
+
+/// Whether all elements of a chunk are finite; two at a time where they are of a half type.
+template <typename T>
+__device__ __forceinline__ bool all_finite(const Four<T> (&four)[kSteps]) {
+  if constexpr (std::is_same_v<T, float>) {
+    float zero[kSteps] = {};
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      float x[4];
+      unpack(widen<T>(four[i]), x);
+      add_zeros(x, zero[i]);
+    }
+    return zero[0] + zero[1] + (zero[2] + zero[3]) == 0.f;
+  } else {
+    using Two = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+    const unsigned none = 0;
+    const Two nothing = *reinterpret_cast<const Two*>(&none);
+    Two zero[2] = {nothing, nothing};
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      zero[0] = __hfma2(*reinterpret_cast<const Two*>(&four[i].x), nothing, zero[0]);
+      zero[1] = __hfma2(*reinterpret_cast<const Two*>(&four[i].y), nothing, zero[1]);
+    }
+    const Two sum = __hadd2(zero[0], zero[1]);
+    return (*reinterpret_cast<const unsigned*>(&sum) & 0x7fff7fffu) == 0;
+  }
+}
+
+/// A [T, B, D] input, a chunk at a time.
+template <typename T>
+struct Stream {
+  const T* from;  ///< where the chunk lies
+  int64_t stride_t;
+  Four<T> four[kSteps];
+
+  __device__ __forceinline__ Stream(const Activations& x, const ConvPlace& place)
+      : from(place.at<const T>(x, place.begin)), stride_t(x.stride_t) {}
+
+  __device__ __forceinline__ void fetch(int i) {
+    four[i] = *reinterpret_cast<const Four<T>*>(from + i * stride_t);
+  }
+
+  /// Its first `steps`, and zeros.
+  __device__ __forceinline__ void fetch_part(int64_t steps) {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      four[i] = {};
+      if (i < steps) fetch(i);
+    }
+  }
+};
+
+/// The resets of a chunk on their way from memory.
+struct ResetFlags {
+  const unsigned char* row;
+  unsigned char flag[kSteps] = {};
+
+  __device__ __forceinline__ ResetFlags(const CausalConv1dCudaInputs& in, const ConvPlace& place)
+      : row(reinterpret_cast<const unsigned char*>(in.reset.data)) {
+    if (row != nullptr) row += place.b * in.reset.stride_b;
+  }
+
+  __device__ __forceinline__ void fetch(const CausalConv1dCudaInputs& in, int64_t t, int64_t stop) {
+    if (row == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      flag[i] = 0;
+      if (t + i < stop) flag[i] = row[(t + i) * in.reset.stride_t];
+    }
+  }
+
+  /// Bit i stands for step i.
+  __device__ __forceinline__ unsigned bits() const {
+    unsigned all = 0;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) all |= unsigned{flag[i]} << i;
+    return all;
+  }
+};
+
+/// What a thread keeps of its channels.
+template <int K>
+struct Channels {
+  float tap[K][4], bias[4];
+  float dtap[K][4] = {}, dbias[4] = {};
+};
+
+/// A walk over a run.
+template <typename T, int K, bool kSilu>
+struct Walk {
+  static constexpr bool kAhead = sizeof(T) == 2;  ///< chunks are loaded while one is worked on
+  Channels<K>& channels;
+  Stream<T> x_stream, dy_stream;
+  float x[K - 1 + kSteps][4], dx[K - 1 + kSteps][4];  ///< before a chunk, then its own
+  int first;    ///< the first input that counts, from the chunk's first step on
+  bool finite;  ///< the inputs before the chunk
+
+  __device__ __forceinline__ Walk(const CausalConv1dCudaBwd& p, const ConvPlace& place,
+                                  int64_t stop, Channels<K>& all)
+      : channels(all), x_stream(p.in.x, place), dy_stream(p.dy, place) {
+    x_stream.fetch_part(stop - place.begin);
+    dy_stream.fetch_part(stop - place.begin);
+    first = warm_up<T, K>(p.in, place, x);
+    float zero = 0;
+#pragma unroll
+    for (int i = 0; i < K - 1; ++i) {
+      unpack({}, dx[i]);
+      add_zeros(x[i], zero);
+    }
+    finite = zero == 0.f;
+  }
+
+  /// A chunk's terms. kSums: its steps belong to the run. kCareful: some inputs do not count, or
+  /// are NaN. `more` loads dy's next chunk on the way.
+  template <bool kSums, bool kCareful>
+  __device__ __forceinline__ void steps(unsigned resets, bool more) {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      if (kCareful && (resets >> i & 1)) first = i;
+      float dy[4];
+      unpack(widen<T>(dy_stream.four[i]), dy);
+      if (more) dy_stream.fetch(i);
+      unpack({}, dx[K - 1 + i]);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        float sum = channels.bias[c];
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+          const bool counts = !kCareful || i + k - (K - 1) >= first;
+          sum = fmaf(channels.tap[k][c], counts ? x[i + k][c] : 0.f, sum);
+        }
+        const float g = under_activation<kSilu, kCareful>(dy[c], sum);
+        if (kSums) channels.dbias[c] += g;
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+          float &dtap = channels.dtap[k][c], &dinput = dx[i + k][c];
+          const bool counts = !kCareful || (i + k - (K - 1) >= first && g != 0.f);
+          if (kSums) dtap = counts ? fmaf(g, x[i + k][c], dtap) : dtap;
+          dinput = counts ? fmaf(g, channels.tap[k][c], dinput) : dinput;
+        }
+      }
+    }
+  }
+
+  /// The chunk's terms; `more`: the next one is whole, and loaded meanwhile or right after.
+  __device__ __forceinline__ void take(unsigned resets, bool sums, bool more) {
+    const bool now_finite = all_finite<T>(x_stream.four);
+    const bool careful = resets != 0 || first > 1 - K || !finite || !now_finite;
+    finite = now_finite;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) unpack(widen<T>(x_stream.four[i]), x[K - 1 + i]);
+    if (more) {
+      x_stream.from += kSteps * x_stream.stride_t;
+      dy_stream.from += kSteps * dy_stream.stride_t;
+    }
+    if (kAhead && more) fetch_x();
+    const bool ahead = kAhead && more;
+    if (sums) {
+      careful ? steps<true, true>(resets, ahead) : steps<true, false>(0, ahead);
+    } else {
+      careful ? steps<false, true>(resets, ahead) : steps<false, false>(0, ahead);
+    }
+    if (kAhead || !more) return;
+    fetch_x();
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) dy_stream.fetch(i);
+  }
+
+  __device__ __forceinline__ void fetch_x() {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) x_stream.fetch(i);
+  }
+
+  /// Loads the first `steps` of the next chunk.
+  __device__ __forceinline__ void fetch_part(int64_t steps) {
+    x_stream.from += kSteps * x_stream.stride_t;
+    dy_stream.from += kSteps * dy_stream.stride_t;
+    x_stream.fetch_part(steps);
+    dy_stream.fetch_part(steps);
+  }
+
+  __device__ __forceinline__ void shift() {
+#pragma unroll
+    for (int i = 0; i < K - 1; ++i) {
+      unpack(pack(x[kSteps + i]), x[i]);
+      unpack(pack(dx[kSteps + i]), dx[i]);
+    }
+    first = max(first - kSteps, 1 - K);
+  }
+};
+
+/// Stores the gradient of input s if it is the run's: of x, or of the initial state before it.
+template <typename T>
+__device__ __forceinline__ void store_dx(const CausalConv1dCudaBwd& p, const ConvPlace& place,
+                                         int64_t s, const float (&dx)[4]) {
+  if (s >= place.begin && s < place.end) {
+    store_four(place.at<T>(p.dx, s), pack(dx), place.count, place.whole);
+  } else if (s < 0 && place.begin == 0 && p.dinitial_state != nullptr) {
+    store_four(p.dinitial_state + place.state(p.in, s), pack(dx), place.count, place.whole);
+  }
+}
+
+/// The gradients of a chunk's inputs that no later step adds to; t: its first step.
+template <typename T, int K, bool kSilu>
+__device__ __forceinline__ void store_finished(const CausalConv1dCudaBwd& p, const ConvPlace& place,
+                                               int64_t t, const Walk<T, K, kSilu>& walk) {
+  const int64_t first = t - (K - 1);
+  if (first >= place.begin && first + kSteps <= place.end) {
+    T* to = place.at<T>(p.dx, first);
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) store_word(to + i * p.dx.stride_t, pack(walk.dx[i]));
+  } else {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) store_dx<T>(p, place, first + i, walk.dx[i]);
+  }
+}
+
+/// The same for the row's last chunk: all its inputs, and the gradient of the last state in them.
+template <typename T, int K, bool kSilu>
+__device__ __forceinline__ void store_last(const CausalConv1dCudaBwd& p, const ConvPlace& place,
+                                           int64_t t, Walk<T, K, kSilu>& walk) {
+#pragma unroll
+  for (int i = 0; i < K - 1 + kSteps; ++i) {
+    const int64_t s = t - (K - 1) + i, from_end = s - p.in.T;
+    if (from_end >= 0) continue;
+    if (from_end >= 1 - K && i - (K - 1) >= walk.first && p.dlast_state != nullptr) {
+      float dlast[4];
+      load_floats(p.dlast_state, place.state(p.in, from_end), place, dlast);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) walk.dx[i][c] += dlast[c];
+    }
+    store_dx<T>(p, place, s, walk.dx[i]);
+  }
+}
+
+/// One run, and a chunk behind it.
+template <typename T, int K, bool kSilu>
+__device__ __forceinline__ void walk_run(const CausalConv1dCudaBwd& p, const ConvPlace& place,
+                                         Channels<K>& channels) {
+  const auto& in = p.in;
+  const int64_t stop = min(place.end + kSteps, in.T);
+  Walk<T, K, kSilu> walk(p, place, stop, channels);
+  ResetFlags flags(in, place);
+  flags.fetch(in, place.begin, stop);
+  for (int64_t t = place.begin;; t += kSteps) {
+    const unsigned resets = flags.bits();
+    flags.fetch(in, t + kSteps, stop);
+    const bool more = t + 2 * kSteps <= stop;
+    walk.take(resets, t < place.end, more);
+    if (t + kSteps >= in.T) return store_last<T>(p, place, t, walk);
+    store_finished<T>(p, place, t, walk);
+    if (t + kSteps >= stop) return;
+    if (!more) walk.fetch_part(stop - t - kSteps);
+    walk.shift();
+  }
+}
+
+/// Adds up dweight and dbias over the threads that share channels, and stores the block's part.
+template <int K>
+__device__ __forceinline__ void store_parts(const CausalConv1dCudaBwd& p, int across, int64_t tile,
+                                            int64_t part, const float (&dtap)[K][4],
+                                            const float (&dbias)[4]) {
+  extern __shared__ float shared[];  // [down][across][4 K + 4]
+  constexpr int kEach = 4 * K + 4;
+  float* mine = shared + threadIdx.x * kEach;
+#pragma unroll
+  for (int i = 0; i < 4 * K; ++i) mine[i] = dtap[i % K][i / K];
+#pragma unroll
+  for (int c = 0; c < 4; ++c) mine[4 * K + c] = dbias[c];
+  __syncthreads();
+  for (int i = threadIdx.x; i < across * kEach; i += kThreads) {
+    const int64_t four = tile * across + i / kEach;
+    if (4 * four >= p.in.D) continue;
+    double sum = 0;
+    for (int at = i; at < kThreads * kEach; at += across * kEach) sum += shared[at];
+    const int value = i % kEach;
+    float* to = value < 4 * K ? p.dweight_parts + (part * p.in.D + 4 * four) * K + value
+                              : p.dbias_parts + part * p.in.D + 4 * four + value - 4 * K;
+    *to = static_cast<float>(sum);
+  }
+}
+
+template <typename T, int K, bool kSilu>
+__global__ __launch_bounds__(kThreads,
+                             3) void conv_bwd(const __grid_constant__ CausalConv1dCudaBwd p,
+                                              int across, unsigned tiles) {
+  const auto& in = p.in;
+  const unsigned tile = blockIdx.x % tiles, part = blockIdx.x / tiles;
+  ConvPlace place(int64_t{tile} * across + threadIdx.x % across);
+  Channels<K> channels;
+  if (place.channel < in.D) {
+    load_taps(in.weight, place, channels.tap);
+    load_floats(in.bias, place.channel, place, channels.bias);
+    const int64_t down = kThreads / across, items = conv_runs(in) * in.B;
+    for (int64_t i = part * down + threadIdx.x / across; i < items; i += p.parts * down) {
+      place.go_to(in, i / in.B, i % in.B);
+      walk_run<T, K, kSilu>(p, place, channels);
+    }
+  }
+  store_parts(p, across, tile, part, channels.dtap, channels.dbias);
+}
+
+// Any number of taps, in three kernels: g into p.dsum, then dx and dweight from it.
+
+template <typename T>
+__global__ void any_dsum(const __grid_constant__ CausalConv1dCudaBwd p, bool aligned) {
+  const auto& in = p.in;
+  const FlatPlace flat(in);
+  if (!flat.live) return;
+  ConvPlace place(in, flat.four, aligned);
+  place.go_to(in, flat.run, flat.row);
+  for (int64_t t = place.begin; t < place.end; ++t) {
+    float g[4] = {}, sum[4];
+    if (p.dy.data != nullptr) {
+      unpack(widen<T>(load_four(place.at<const T>(p.dy, t), place.count, place.whole)), g);
+    }
+    if (in.silu) {
+      weighted_sum<T>(in, place, t, sum);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) g[c] = under_activation<true, true>(g[c], sum[c]);
+    }
+    store_four(p.dsum + (t * in.B + place.b) * in.D + place.channel, pack(g), place.count,
+               place.whole);
+  }
+}
+
+/// Adds gradient · factor to the sums, 0 times anything being 0.
+__device__ __forceinline__ void add_products(const float (&gradient)[4], const float (&factor)[4],
+                                             float (&sum)[4]) {
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    if (gradient[c] != 0.f) sum[c] = fmaf(gradient[c], factor[c], sum[c]);
+  }
+}
+
+/// The gradient that reaches input s of the row.
+__device__ __forceinline__ void gather_dx(const CausalConv1dCudaBwd& p, const ConvPlace& place,
+                                          int64_t s, float (&dx)[4]) {
+  const auto& in = p.in;
+  unpack({}, dx);
+  int64_t t = max(s, int64_t{0});
+  for (; t < min(s + in.K, in.T) && !(t > s && place.reset(in, t)); ++t) {
+    float g[4], tap[4];
+    load_floats(p.dsum, (t * in.B + place.b) * in.D + place.channel, place, g);
+    load_tap(in, place, in.K - 1 - (t - s), tap);
+    add_products(g, tap, dx);
+  }
+  if (t < in.T || s < in.T - (in.K - 1) || p.dlast_state == nullptr) return;
+  float dlast[4];
+  load_floats(p.dlast_state, place.state(in, s - in.T), place, dlast);
+#pragma unroll
+  for (int c = 0; c < 4; ++c) dx[c] += dlast[c];
+}
+
+template <typename T>
+__global__ void any_dx(const __grid_constant__ CausalConv1dCudaBwd p, bool aligned) {
+  const FlatPlace flat(p.in);
+  if (!flat.live) return;
+  ConvPlace place(p.in, flat.four, aligned);
+  place.go_to(p.in, flat.run, flat.row);
+  for (int64_t s = place.begin == 0 ? 1 - p.in.K : place.begin; s < place.end; ++s) {
+    float dx[4];
+    gather_dx(p, place, s, dx);
+    store_dx<T>(p, place, s, dx);
+  }
+}
+
+/// A thread's part of the rows' runs for one tap of four channels; tap K is the bias.
+template <typename T>
+__global__ void any_dweight(const __grid_constant__ CausalConv1dCudaBwd p, bool aligned) {
+  const auto& in = p.in;
+  const int64_t fours = (in.D + 3) / 4, index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const int64_t k = index / fours % (in.K + 1), part = index / fours / (in.K + 1);
+  if (part >= p.parts) return;
+  ConvPlace place(in, index % fours, aligned);
+  float total[4] = {};
+  for (int64_t i = part; i < conv_runs(in) * in.B; i += p.parts) {
+    place.go_to(in, i / in.B, i % in.B);
+    float run_total[4] = {};
+    for (int64_t t = place.begin; t < place.end; ++t) {
+      const int64_t s = t - (in.K - 1) + k;
+      float g[4], x[4] = {1.f, 1.f, 1.f, 1.f};
+      load_floats(p.dsum, (t * in.B + place.b) * in.D + place.channel, place, g);
+      if (k < in.K) {
+        if (s < oldest_input(in, place, t)) continue;
+        load_input<T>(in, place, s, x);
+      }
+      add_products(g, x, run_total);
+    }
+#pragma unroll
+    for (int c = 0; c < 4; ++c) total[c] += run_total[c];
+  }
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    const int64_t d = part * in.D + place.channel + c;
+    if (c < place.count)
+      *(k < in.K ? p.dweight_parts + d * in.K + k : p.dbias_parts + d) = total[c];
+  }
+}
+
+void launch_any(const CausalConv1dCudaBwd& p, bool aligned, CudaStream stream) {
+  dispatch_activations(p.in.type, [&](auto element) {
+    using T = decltype(element);
+    const dim3 grid = flat_grid(p.in, kThreads);
+    if (grid.x > 0) {
+      any_dsum<T><<<grid, kThreads, 0, stream>>>(p, aligned);
+      any_dx<T><<<grid, kThreads, 0, stream>>>(p, aligned);
+    }
+    const int64_t threads = p.parts * (p.in.K + 1) * ((p.in.D + 3) / 4);
+    const auto blocks = static_cast<unsigned>((threads + kThreads - 1) / kThreads);
+    any_dweight<T><<<blocks, kThreads, 0, stream>>>(p, aligned);
+  });
+  check_launch("causal_conv1d: backward of any number of taps");
+}
+
+void launch_windows(const CausalConv1dCudaBwd& p, CudaStream stream) {
+  const int across = fours_across(p.in.D);
+  const int64_t tiles = tiles_of(p.in, across),
+                shared = kThreads * (4 * p.in.K + 4) * sizeof(float);
+  const auto blocks = static_cast<unsigned>(tiles * p.parts);
+  dispatch_conv(p.in, [&](auto element, auto taps, auto silu) {
+    using T = decltype(element);
+    conv_bwd<T, taps(), silu()>
+        <<<blocks, kThreads, shared, stream>>>(p, across, static_cast<unsigned>(tiles));
+  });
+  check_launch("causal_conv1d: backward");
+}
+
+bool lies_in_fours(const CausalConv1dCudaBwd& p) {
+  return in_fours(p.in, {p.in.x, p.dy, p.dx},
+                  {p.in.bias, p.in.initial_state, p.dlast_state, p.dinitial_state, p.dsum});
+}
+
+}  // namespace
+
+bool conv_needs_dsum(const CausalConv1dCudaBwd& p) {
+  return !conv_window_in_registers(p.in.K) || p.dy.data == nullptr || !lies_in_fours(p);
+}
+
+void cut_into_runs(CausalConv1dCudaBwd& p) {
+  constexpr int64_t kBlocks = 396;    // that fill the device at once
+  constexpr int64_t kLongest = 128;   // steps of a run
+  constexpr int64_t kBeside = 8;      // steps that a run costs besides
+  constexpr int64_t kMostSum = 4096;  // steps that one thread adds up
+  auto& in = p.in;
+  const int across = fours_across(in.D);
+  const int64_t down = kThreads / across, steps = in.T * in.B;
+  const int64_t most = ((in.T + 7) / 8 * in.B + down - 1) / down;  // parts that have work
+  const int64_t wanted =
+      std::max(kBlocks / std::max<int64_t>(tiles_of(in, across), 1), steps / (down * kMostSum));
+  p.parts = std::max<int64_t>(std::min(wanted, most), 1);
+  const int64_t slots = p.parts * down;
+  const int64_t least_rounds = std::max<int64_t>(steps / (slots * kLongest), 1);
+  // The number of runs with which the busiest thread has least to do.
+  int64_t least_cost = std::numeric_limits<int64_t>::max();
+  for (int64_t rounds = least_rounds; rounds < least_rounds + 4; ++rounds) {
+    const int64_t runs = std::max<int64_t>(slots * rounds / std::max<int64_t>(in.B, 1), 1);
+    const int64_t run_steps = std::max<int64_t>(((in.T + runs - 1) / runs + 7) / 8 * 8, 8);
+    const int64_t items = (in.T + run_steps - 1) / run_steps * in.B;
+    const int64_t cost = (items + slots - 1) / slots * (run_steps + kBeside);
+    if (cost >= least_cost) continue;
+    least_cost = cost;
+    in.run_steps = run_steps;
+  }
+}
+
+void causal_conv1d_cuda_bwd(const CausalConv1dCudaBwd& p, CudaStream stream) {
+  const auto& in = p.in;
+  if (in.D == 0) return;
+  if (conv_needs_dsum(p)) {
+    launch_any(p, lies_in_fours(p), stream);
+  } else {
+    launch_windows(p, stream);
+  }
+  launch_sum_rows(p.parts, {p.dweight_parts, in.D * in.K, p.dweight},
+                  {p.dbias_parts, in.D, p.dbias}, stream);
+}
+
+}  // namespace retain::kernels

@@ -1,0 +1,106 @@
+#include <ATen/ATen.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <retain/kernels/causal_conv1d/causal_conv1d_cuda.h>
+#include <retain/lib/ops/causal_conv1d.h>
+#include <retain/lib/ops/causal_conv1d_tensors.h>
+#include <retain/lib/ops/cuda_arguments.h>
+#include <torch/library.h>
+
+namespace retain {
+namespace {
+
+using Optional = std::optional<Tensor>;
+
+/// The kernels' view of the arguments, and the tensors that it points into.
+struct Prepared {
+  Tensor x, weight, bias, initial_state;
+  kernels::CausalConv1dCudaInputs in;
+
+  Prepared(const Tensor& x_, const Tensor& weight_, const Optional& bias_, bool silu,
+           const Optional& initial_state_, const Optional& reset)
+      : x(with_dense_rows(x_, x_.scalar_type())),
+        weight(dense(weight_, at::kFloat)),
+        bias(dense(bias_, at::kFloat)),
+        initial_state(dense(initial_state_, at::kFloat)) {
+    in.T = x.size(0);
+    in.B = x.size(1);
+    in.D = x.size(2);
+    in.K = weight.size(1);
+    in.type = activation_type(x.scalar_type());
+    in.x = activations(x);
+    in.weight = pointer<float>(weight);
+    in.bias = pointer<float>(bias);
+    in.initial_state = pointer<float>(initial_state);
+    in.reset = time_major<bool>(value_or_undefined(reset));
+    in.silu = silu;
+  }
+
+  Tensor floats(at::IntArrayRef sizes) const {
+    return at::empty(sizes, x.options().dtype(at::kFloat));
+  }
+  Tensor like_x() const { return at::empty({in.T, in.B, in.D}, x.options()); }
+};
+
+std::tuple<Tensor, Tensor> causal_conv1d_cuda(const Tensor& x, const Tensor& weight,
+                                              const Optional& bias, bool silu,
+                                              const Optional& initial_state,
+                                              const Optional& reset) {
+  // fp64 has no kernels.
+  if (x.scalar_type() == at::kDouble) {
+    return causal_conv1d_reference(x, weight, bias, silu, initial_state, reset);
+  }
+  check_causal_conv1d(x, weight, bias, initial_state, reset);
+  const c10::cuda::CUDAGuard guard(x.device());
+  const Prepared prepared(x, weight, bias, silu, initial_state, reset);
+  const auto& in = prepared.in;
+  const auto y = prepared.like_x(), last_state = prepared.floats({in.B, in.K - 1, in.D});
+  kernels::CausalConv1dCudaFwd params{
+      .in = in, .y = mutable_activations(y), .last_state = mutable_pointer<float>(last_state)};
+  kernels::cut_into_runs(params);
+  kernels::causal_conv1d_cuda_fwd(params, current_stream());
+  return {y, last_state};
+}
+
+/// Each gradient in the type of its argument; that of the state in fp32.
+std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_bwd_cuda(
+    const Optional& dy_in, const Optional& dlast_state_in, const Tensor& x, const Tensor& weight,
+    const Optional& bias, bool silu, const Optional& initial_state, const Optional& reset) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const Prepared prepared(x, weight, bias, silu, initial_state, reset);
+  const auto& in = prepared.in;
+  const auto dy = with_dense_rows(dy_in, x.scalar_type());
+  const auto dlast_state = dense(dlast_state_in, at::kFloat);
+  const auto dx = prepared.like_x();
+  const auto dweight = prepared.floats({in.D, in.K}), dbias = prepared.floats({in.D});
+  const bool with_state = in.initial_state != nullptr;
+  const auto dinitial_state = with_state ? prepared.floats({in.B, in.K - 1, in.D})
+                                         : at::zeros({in.B, in.K - 1, in.D}, dweight.options());
+  kernels::CausalConv1dCudaBwd params{
+      .in = in,
+      .dy = activations(dy),
+      .dlast_state = pointer<float>(dlast_state),
+      .dx = mutable_activations(dx),
+      .dweight = mutable_pointer<float>(dweight),
+      .dbias = mutable_pointer<float>(dbias),
+      .dinitial_state = with_state ? mutable_pointer<float>(dinitial_state) : nullptr};
+  kernels::cut_into_runs(params);
+  const auto dweight_parts = prepared.floats({params.parts, in.D, in.K});
+  const auto dbias_parts = prepared.floats({params.parts, in.D});
+  const bool needs_dsum = kernels::conv_needs_dsum(params);
+  const auto dsum = needs_dsum ? prepared.floats({in.T, in.B, in.D}) : Tensor();
+  params.dweight_parts = mutable_pointer<float>(dweight_parts);
+  params.dbias_parts = mutable_pointer<float>(dbias_parts);
+  params.dsum = mutable_pointer<float>(dsum);
+  kernels::causal_conv1d_cuda_bwd(params, current_stream());
+  return {dx, dweight.to(weight.scalar_type()), dbias.to(dbias_dtype(weight, bias)),
+          dinitial_state};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(retain, CUDA, m) {
+  m.impl("causal_conv1d", causal_conv1d_cuda);
+  m.impl("causal_conv1d_bwd", causal_conv1d_bwd_cuda);
+}
+
+}  // namespace retain
