@@ -212,6 +212,31 @@ __device__ __forceinline__ int warm_up(const CausalConv1dCudaInputs& in, const C
 
 __device__ __forceinline__ float conv_silu(float x) { return x * sigmoid(x); }
 
+// Backward
+
+/// g = dy act'(sum); 0 where dy is 0.
+template <bool kSilu, bool kCareful>
+__device__ __forceinline__ float under_activation(float dy, float sum) {
+  if (!kSilu) return dy;
+  const float gate = sigmoid(sum);
+  const float slope = fmaf(gate * sum, 1.f - gate, gate);
+  return kCareful && dy == 0.f ? 0.f : dy * slope;
+}
+
+/// Stores the gradient of input s if it is the run's: of x, or of the initial state before it.
+template <typename T>
+__device__ __forceinline__ void store_dx(const CausalConv1dCudaBwd& p, const ConvPlace& place,
+                                         int64_t s, const float (&dx)[4]) {
+  if (s >= place.begin && s < place.end) {
+    store_four(place.at<T>(p.dx, s), pack(dx), place.count, place.whole);
+  } else if (s < 0 && place.begin == 0 && p.dinitial_state != nullptr) {
+    store_four(p.dinitial_state + place.state(p.in, s), pack(dx), place.count, place.whole);
+  }
+}
+
+/// The backward by p.dsum, for any number of taps and any place of the channels.
+void causal_conv1d_cuda_bwd_any(const CausalConv1dCudaBwd& p, bool aligned, CudaStream stream);
+
 // Any number of taps: inputs are read where they lie, once a tap.
 
 /// The first input that counts at step t of the place's row: at most t, and at least t - (K - 1).

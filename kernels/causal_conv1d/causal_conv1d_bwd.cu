@@ -32,15 +32,6 @@ int64_t tiles_of(const CausalConv1dCudaInputs& in, int across) {
   return ((in.D + 3) / 4 + across - 1) / across;
 }
 
-/// g = dy act'(sum); 0 where dy is 0.
-template <bool kSilu, bool kCareful>
-__device__ __forceinline__ float under_activation(float dy, float sum) {
-  if (!kSilu) return dy;
-  const float gate = sigmoid(sum);
-  const float slope = fmaf(gate * sum, 1.f - gate, gate);
-  return kCareful && dy == 0.f ? 0.f : dy * slope;
-}
-
 /// Adds 0 x: `zero` becomes NaN if one of four elements is not finite.
 __device__ __forceinline__ void add_zeros(const float (&x)[4], float& zero) {
 #pragma unroll
@@ -237,17 +228,6 @@ struct Walk {
   }
 };
 
-/// Stores the gradient of input s if it is the run's: of x, or of the initial state before it.
-template <typename T>
-__device__ __forceinline__ void store_dx(const CausalConv1dCudaBwd& p, const ConvPlace& place,
-                                         int64_t s, const float (&dx)[4]) {
-  if (s >= place.begin && s < place.end) {
-    store_four(place.at<T>(p.dx, s), pack(dx), place.count, place.whole);
-  } else if (s < 0 && place.begin == 0 && p.dinitial_state != nullptr) {
-    store_four(p.dinitial_state + place.state(p.in, s), pack(dx), place.count, place.whole);
-  }
-}
-
 /// The gradients of a chunk's inputs that no later step adds to; t: its first step.
 template <typename T, int K, bool kSilu>
 __device__ __forceinline__ void store_finished(const CausalConv1dCudaBwd& p, const ConvPlace& place,
@@ -348,119 +328,6 @@ __global__ __launch_bounds__(kThreads,
   store_parts(p, across, tile, part, channels.dtap, channels.dbias);
 }
 
-// Any number of taps, in three kernels: g into p.dsum, then dx and dweight from it.
-
-template <typename T>
-__global__ void any_dsum(const __grid_constant__ CausalConv1dCudaBwd p, bool aligned) {
-  const auto& in = p.in;
-  const FlatPlace flat(in);
-  if (!flat.live) return;
-  ConvPlace place(in, flat.four, aligned);
-  place.go_to(in, flat.run, flat.row);
-  for (int64_t t = place.begin; t < place.end; ++t) {
-    float g[4] = {}, sum[4];
-    if (p.dy.data != nullptr) {
-      unpack(widen<T>(load_four(place.at<const T>(p.dy, t), place.count, place.whole)), g);
-    }
-    if (in.silu) {
-      weighted_sum<T>(in, place, t, sum);
-#pragma unroll
-      for (int c = 0; c < 4; ++c) g[c] = under_activation<true, true>(g[c], sum[c]);
-    }
-    store_four(p.dsum + (t * in.B + place.b) * in.D + place.channel, pack(g), place.count,
-               place.whole);
-  }
-}
-
-/// Adds gradient · factor to the sums, 0 times anything being 0.
-__device__ __forceinline__ void add_products(const float (&gradient)[4], const float (&factor)[4],
-                                             float (&sum)[4]) {
-#pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    if (gradient[c] != 0.f) sum[c] = fmaf(gradient[c], factor[c], sum[c]);
-  }
-}
-
-/// The gradient that reaches input s of the row.
-__device__ __forceinline__ void gather_dx(const CausalConv1dCudaBwd& p, const ConvPlace& place,
-                                          int64_t s, float (&dx)[4]) {
-  const auto& in = p.in;
-  unpack({}, dx);
-  int64_t t = max(s, int64_t{0});
-  for (; t < min(s + in.K, in.T) && !(t > s && place.reset(in, t)); ++t) {
-    float g[4], tap[4];
-    load_floats(p.dsum, (t * in.B + place.b) * in.D + place.channel, place, g);
-    load_tap(in, place, in.K - 1 - (t - s), tap);
-    add_products(g, tap, dx);
-  }
-  if (t < in.T || s < in.T - (in.K - 1) || p.dlast_state == nullptr) return;
-  float dlast[4];
-  load_floats(p.dlast_state, place.state(in, s - in.T), place, dlast);
-#pragma unroll
-  for (int c = 0; c < 4; ++c) dx[c] += dlast[c];
-}
-
-template <typename T>
-__global__ void any_dx(const __grid_constant__ CausalConv1dCudaBwd p, bool aligned) {
-  const FlatPlace flat(p.in);
-  if (!flat.live) return;
-  ConvPlace place(p.in, flat.four, aligned);
-  place.go_to(p.in, flat.run, flat.row);
-  for (int64_t s = place.begin == 0 ? 1 - p.in.K : place.begin; s < place.end; ++s) {
-    float dx[4];
-    gather_dx(p, place, s, dx);
-    store_dx<T>(p, place, s, dx);
-  }
-}
-
-/// A thread's part of the rows' runs for one tap of four channels; tap K is the bias.
-template <typename T>
-__global__ void any_dweight(const __grid_constant__ CausalConv1dCudaBwd p, bool aligned) {
-  const auto& in = p.in;
-  const int64_t fours = (in.D + 3) / 4, index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  const int64_t k = index / fours % (in.K + 1), part = index / fours / (in.K + 1);
-  if (part >= p.parts) return;
-  ConvPlace place(in, index % fours, aligned);
-  float total[4] = {};
-  for (int64_t i = part; i < conv_runs(in) * in.B; i += p.parts) {
-    place.go_to(in, i / in.B, i % in.B);
-    float run_total[4] = {};
-    for (int64_t t = place.begin; t < place.end; ++t) {
-      const int64_t s = t - (in.K - 1) + k;
-      float g[4], x[4] = {1.f, 1.f, 1.f, 1.f};
-      load_floats(p.dsum, (t * in.B + place.b) * in.D + place.channel, place, g);
-      if (k < in.K) {
-        if (s < oldest_input(in, place, t)) continue;
-        load_input<T>(in, place, s, x);
-      }
-      add_products(g, x, run_total);
-    }
-#pragma unroll
-    for (int c = 0; c < 4; ++c) total[c] += run_total[c];
-  }
-#pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    const int64_t d = part * in.D + place.channel + c;
-    if (c < place.count)
-      *(k < in.K ? p.dweight_parts + d * in.K + k : p.dbias_parts + d) = total[c];
-  }
-}
-
-void launch_any(const CausalConv1dCudaBwd& p, bool aligned, CudaStream stream) {
-  dispatch_activations(p.in.type, [&](auto element) {
-    using T = decltype(element);
-    const dim3 grid = flat_grid(p.in, kThreads);
-    if (grid.x > 0) {
-      any_dsum<T><<<grid, kThreads, 0, stream>>>(p, aligned);
-      any_dx<T><<<grid, kThreads, 0, stream>>>(p, aligned);
-    }
-    const int64_t threads = p.parts * (p.in.K + 1) * ((p.in.D + 3) / 4);
-    const auto blocks = static_cast<unsigned>((threads + kThreads - 1) / kThreads);
-    any_dweight<T><<<blocks, kThreads, 0, stream>>>(p, aligned);
-  });
-  check_launch("causal_conv1d: backward of any number of taps");
-}
-
 void launch_windows(const CausalConv1dCudaBwd& p, CudaStream stream) {
   const int across = fours_across(p.in.D);
   const int64_t tiles = tiles_of(p.in, across),
@@ -516,7 +383,7 @@ void causal_conv1d_cuda_bwd(const CausalConv1dCudaBwd& p, CudaStream stream) {
   const auto& in = p.in;
   if (in.D == 0) return;
   if (conv_needs_dsum(p)) {
-    launch_any(p, lies_in_fours(p), stream);
+    causal_conv1d_cuda_bwd_any(p, lies_in_fours(p), stream);
   } else {
     launch_windows(p, stream);
   }

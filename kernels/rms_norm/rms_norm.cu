@@ -13,6 +13,8 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <stdexcept>
+#include <utility>
 
 namespace retain::kernels {
 namespace {
