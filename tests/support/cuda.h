@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <gtest/gtest.h>
 
 #include "support/op_checks.h"
@@ -9,9 +10,17 @@
 // The same claims on a GPU.
 namespace retain::testing {
 
+/// Whether this build has kernels for a GPU.
+inline bool has_cuda_kernels() {
+  return c10::Dispatcher::singleton()
+      .findSchemaOrThrow("retain::selective_scan_bwd", "")
+      .hasKernelForDispatchKey(c10::DispatchKey::CUDA);
+}
+
 /// A test of kernels that run on a GPU only.
-#define RETAIN_NEEDS_CUDA() \
-  if (!at::hasCUDA()) GTEST_SKIP() << "needs a GPU"
+#define RETAIN_NEEDS_CUDA()                          \
+  if (!at::hasCUDA()) GTEST_SKIP() << "needs a GPU"; \
+  if (!has_cuda_kernels()) GTEST_SKIP() << "this build has no CUDA kernels"
 
 inline at::Tensor cuda(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.to(at::kCUDA) : tensor;
