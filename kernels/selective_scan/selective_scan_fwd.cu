@@ -99,37 +99,59 @@ __device__ __forceinline__ void put_tile(const SelectiveScanCudaInputs& in,
   if (kOutputs) tile.C.put(shared.C);
 }
 
-/// The steps of a tile; y ← Σ C h. kCareful: fewer than kTile steps, or resets among them.
+/// A group of steps from step `first` of the tile on; y ← Σ C h. kCareful: steps past the end, or
+/// resets among them.
 template <class Layout, bool kOutputs, bool kCareful>
+__device__ __forceinline__ void scan_group(FwdShared<Layout>& shared, const ThreadPlace<Layout>& me,
+                                           const float (&A)[Layout::states], int first, int steps,
+                                           unsigned resets, float (&h)[Layout::states],
+                                           float& delta_sum) {
+  float sum[Layout::group] = {};
+#pragma unroll
+  for (int j = 0; j < Layout::group; ++j) {
+    const int s = first + j;
+    const bool reset = kCareful && (resets >> s & 1), past = kCareful && s >= steps;
+    const float2 step = shared.step[s][me.channel];
+    float B[Layout::states], C[Layout::states];
+    read_states(shared.B + s * Layout::padded_n + me.first_n(), B);
+#pragma unroll
+    for (int n = 0; n < Layout::states; ++n) {
+      const float next = advance(reset ? 0.f : h[n], step.x, A[n], step.y, B[n]);
+      h[n] = past ? h[n] : next;
+    }
+    if (kOutputs) {
+      read_states(shared.C + s * Layout::padded_n + me.first_n(), C);
+      sum[j] = own_sum(C, h);
+    } else {
+      delta_sum += past ? 0.f : step.x;
+    }
+  }
+  if (!kOutputs) return;
+  const float total = sum_over_lanes<Layout>(sum);
+  if (me.lane < Layout::group) shared.y[first + me.lane][me.channel] = total;
+}
+
+/// The steps of a tile. A tile without resets, and a group of steps without, go the quick way.
+template <class Layout, bool kOutputs>
 __device__ __forceinline__ void scan_tile(FwdShared<Layout>& shared, const ThreadPlace<Layout>& me,
                                           const float (&A)[Layout::states], int steps,
                                           unsigned resets, float (&h)[Layout::states],
                                           float& delta_sum) {
+  if (resets == 0 && steps == kTile) {
 #pragma unroll 2
-  for (int first = 0; first < kTile; first += Layout::group) {
-    float sum[Layout::group] = {};
-#pragma unroll
-    for (int j = 0; j < Layout::group; ++j) {
-      const int s = first + j;
-      const bool reset = kCareful && (resets >> s & 1), past = kCareful && s >= steps;
-      const float2 step = shared.step[s][me.channel];
-      float B[Layout::states], C[Layout::states];
-      read_states(shared.B + s * Layout::padded_n + me.first_n(), B);
-#pragma unroll
-      for (int n = 0; n < Layout::states; ++n) {
-        const float next = advance(reset ? 0.f : h[n], step.x, A[n], step.y, B[n]);
-        h[n] = past ? h[n] : next;
-      }
-      if (kOutputs) {
-        read_states(shared.C + s * Layout::padded_n + me.first_n(), C);
-        sum[j] = own_sum(C, h);
-      } else {
-        delta_sum += past ? 0.f : step.x;
-      }
+    for (int first = 0; first < kTile; first += Layout::group) {
+      scan_group<Layout, kOutputs, false>(shared, me, A, first, steps, 0, h, delta_sum);
     }
-    if (!kOutputs) continue;
-    const float total = sum_over_lanes<Layout>(sum);
-    if (me.lane < Layout::group) shared.y[first + me.lane][me.channel] = total;
+    return;
+  }
+#pragma unroll 1
+  for (int first = 0; first < steps; first += Layout::group) {
+    const unsigned here = resets >> first & ((1u << Layout::group) - 1);
+    if (here == 0 && first + Layout::group <= steps) {
+      scan_group<Layout, kOutputs, false>(shared, me, A, first, steps, 0, h, delta_sum);
+    } else {
+      scan_group<Layout, kOutputs, true>(shared, me, A, first, steps, resets, h, delta_sum);
+    }
   }
 }
 
@@ -202,11 +224,7 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_fw
     const int steps_here = steps;
     steps = static_cast<int>(min(place.end - tile - kTile, int64_t{kTile}));
     if (steps > 0) next.fetch(in, place, mine, tile + kTile, steps);
-    if (resets == 0 && steps_here == kTile) {
-      scan_tile<Layout, kOutputs, false>(shared, me, A, steps_here, resets, h, delta_sum);
-    } else {
-      scan_tile<Layout, kOutputs, true>(shared, me, A, steps_here, resets, h, delta_sum);
-    }
+    scan_tile<Layout, kOutputs>(shared, me, A, steps_here, resets, h, delta_sum);
     any_reset = any_reset || resets != 0;
     __syncthreads();
     if (kOutputs) store_tile(p.y, mine, shared, finish, y_to, steps_here);
