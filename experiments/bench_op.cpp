@@ -198,7 +198,7 @@ int bench_op_command(const std::string& op, const Arguments& arguments) {
   if (smoke) shapes = {{2, op == "update" ? 1 : 5, 8, 4}};
   for (auto& each : shapes) each.dtype = shape.dtype;
 
-  const Limits limits = smoke ? Limits{1, 1, 1} : limits_of(where);
+  const Limits limits = smoke ? Limits{} : limits_of(where);
   std::cout << op << " on " << device << ": copy " << fixed(limits.bytes / 1e9, 0) << " GB/s, "
             << short_count(limits.exponentials) << " exponentials/s, "
             << short_count(limits.multiply_adds) << " multiply-adds/s\n"
