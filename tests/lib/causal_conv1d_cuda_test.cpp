@@ -1,64 +1,21 @@
-#include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <retain/lib/ops/causal_conv1d.h>
 
 #include <array>
 #include <limits>
 
+#include "lib/causal_conv1d_problem.h"
 #include "support/cuda.h"
-#include "support/op_checks.h"
 
 namespace retain {
 namespace {
 
 using namespace testing;
 
-/// Sizes and which optional arguments are there.
-struct Problem {
-  int64_t T, B, D, K;
-  bool bias = true, silu = true, initial_state = true, reset = true;
-};
-
-/// x, weight, then the optional arguments that are there.
-Tensors inputs_of(const Problem& p) {
-  Tensors inputs = {randn({p.T, p.B, p.D}, 1, at::kDouble), randn({p.D, p.K}, 2, at::kDouble)};
-  if (p.bias) inputs.push_back(randn({p.D}, 3, at::kDouble));
-  if (p.initial_state) inputs.push_back(randn({p.B, p.K - 1, p.D}, 4, at::kDouble));
-  return inputs;
-}
-
-at::Tensor reset_of(const Problem& p) {
-  return p.reset ? random_mask({p.T, p.B}, 0.1, 77) : at::Tensor();
-}
-
-template <typename Function>
-Op op_of(const Function& function, const Problem& p, const at::Tensor& reset) {
-  return [=](const Tensors& inputs) -> Tensors {
-    const auto mask = reset.defined() ? reset.to(inputs[0].device()) : reset;
-    const auto [y, last_state] =
-        function(inputs[0], inputs[1], p.bias ? inputs[2] : at::Tensor(), p.silu,
-                 p.initial_state ? inputs.back() : at::Tensor(), mask);
-    return {y, last_state};
-  };
-}
-
 /// The kernels, with inputs and outputs on the CPU.
-Op gpu(const Problem& p) { return on_cuda(op_of(causal_conv1d, p, reset_of(p))); }
-Op reference(const Problem& p) { return op_of(causal_conv1d_reference, p, reset_of(p)); }
-
-/// The problem with every optional argument, without each one, and with none.
-std::vector<Problem> variants(const Problem& whole) {
-  std::vector<Problem> problems(6, whole);
-  problems[1].bias = false;
-  problems[2].silu = false;
-  problems[3].initial_state = false;
-  problems[4].reset = false;
-  problems[5] = {whole.T, whole.B, whole.D, whole.K, false, false, false, false};
-  return problems;
-}
+Op gpu(const ConvProblem& p) { return on_cuda(kernel(p)); }
 
 /// Outputs and gradients where the tensors lie.
-Outcome run(const Problem& p, const Tensors& inputs, const at::Tensor& reset) {
+Outcome run(const ConvProblem& p, const Tensors& inputs, const at::Tensor& reset) {
   return differentiate(op_of(causal_conv1d, p, reset), inputs);
 }
 
@@ -86,7 +43,7 @@ TEST(CausalConv1dCuda, AgreesWithReferenceOverShapesAndOptions) {
 TEST(CausalConv1dCuda, AgreesWithReferenceWhereverResetsLie) {
   RETAIN_NEEDS_CUDA();
   for (const auto& [D, K] : std::vector<std::array<int64_t, 2>>{{36, 4}, {20, 2}, {7, 3}, {8, 6}}) {
-    const Problem p{37, 3, D, K};
+    const ConvProblem p{37, 3, D, K};
     for (const int64_t at : {0, 1, 2, 7, 8, 9, 18, 35, 36, -1}) {
       SCOPED_TRACE(::testing::Message() << D << " " << K << " reset at " << at);
       auto reset = at::zeros({p.T, p.B}, at::kBool);
@@ -104,14 +61,15 @@ TEST(CausalConv1dCuda, AgreesWithReferenceWhereverResetsLie) {
 
 TEST(CausalConv1dCuda, DoubleRunsTheReference) {
   RETAIN_NEEDS_CUDA();
-  const Problem p{9, 2, 6, 4};
+  const ConvProblem p{9, 2, 6, 4};
   expect_matches_reference(gpu(p), reference(p), inputs_of(p), at::kDouble, 1e-14, 1e-13);
 }
 
 TEST(CausalConv1dCuda, GradientsFlowThroughEitherOutputAlone) {
   RETAIN_NEEDS_CUDA();
   for (const size_t output : {0, 1}) {
-    for (const auto& p : {Problem{2, 3, 8, 4}, Problem{19, 3, 8, 4}, Problem{2, 3, 8, 5}}) {
+    for (const auto& p :
+         {ConvProblem{2, 3, 8, 4}, ConvProblem{19, 3, 8, 4}, ConvProblem{2, 3, 8, 5}}) {
       const auto in = inputs_of(p);
       const auto alone = [&](const Op& op) -> Op {
         return [=](const Tensors& values) -> Tensors {
@@ -127,7 +85,7 @@ TEST(CausalConv1dCuda, GradientsFlowThroughEitherOutputAlone) {
 
 TEST(CausalConv1dCuda, HalfActivationsTakeFloatWeightsAndState) {
   RETAIN_NEEDS_CUDA();
-  const Problem p{11, 2, 12, 4};
+  const ConvProblem p{11, 2, 12, 4};
   auto in = cuda(to(inputs_of(p), at::kBFloat16));
   const auto expected = op_of(causal_conv1d, p, reset_of(p))(in);
   for (size_t i = 1; i < in.size(); ++i) in[i] = in[i].to(at::kFloat);
@@ -142,7 +100,7 @@ TEST(CausalConv1dCuda, SequenceIsItsStepsBitForBit) {
   RETAIN_NEEDS_CUDA();
   for (const int64_t K : {1, 2, 3, 4, 7}) {
     for (const auto dtype : {at::kFloat, at::kBFloat16}) {
-      const Problem p{43, 5, 72, K};
+      const ConvProblem p{43, 5, 72, K};
       const auto in = cuda(to(inputs_of(p), dtype));
       const auto reset = cuda(reset_of(p));
       const auto whole = op_of(causal_conv1d, p, reset)(in);
@@ -161,7 +119,7 @@ TEST(CausalConv1dCuda, SequenceIsItsStepsBitForBit) {
 TEST(CausalConv1dCuda, CutAnywhereAndCarryTheState) {
   RETAIN_NEEDS_CUDA();
   for (const int64_t D : {12, 13}) {
-    const Problem p{35, 5, D, 4};
+    const ConvProblem p{35, 5, D, 4};
     const auto in = cuda(to(inputs_of(p), at::kFloat));
     const auto reset = cuda(reset_of(p));
     const auto whole = op_of(causal_conv1d, p, reset)(in);
@@ -189,7 +147,7 @@ TEST(CausalConv1dCuda, ShortSequenceShiftsTheOldStateIn) {
 
 TEST(CausalConv1dCuda, ResetEqualsFreshState) {
   RETAIN_NEEDS_CUDA();
-  const Problem p{29, 4, 12, 4};
+  const ConvProblem p{29, 4, 12, 4};
   const auto in = cuda(to(inputs_of(p), at::kFloat));
   for (const int64_t t : {0, 1, 8, 14, 28}) {
     auto reset = at::zeros({p.T, p.B}, in[0].options().dtype(at::kBool));
@@ -203,7 +161,7 @@ TEST(CausalConv1dCuda, ResetEqualsFreshState) {
 TEST(CausalConv1dCuda, NaNBeforeAResetReachesNothingAfterIt) {
   RETAIN_NEEDS_CUDA();
   for (const int64_t K : {2, 4, 5}) {
-    const Problem p{21, 3, 8, K};
+    const ConvProblem p{21, 3, 8, K};
     const auto clean = cuda(to(inputs_of(p), at::kFloat));
     auto reset = at::zeros({p.T, p.B}, clean[0].options().dtype(at::kBool));
     reset[9].fill_(true);
@@ -230,7 +188,7 @@ TEST(CausalConv1dCuda, NaNBeforeAResetReachesNothingAfterIt) {
 
 TEST(CausalConv1dCuda, RowAloneEqualsRowInBatch) {
   RETAIN_NEEDS_CUDA();
-  const Problem p{40, 19, 12, 4};
+  const ConvProblem p{40, 19, 12, 4};
   const auto in = cuda(to(inputs_of(p), at::kFloat));
   const auto reset = cuda(reset_of(p)), weights = cuda(randn({p.T, p.B, p.D}, 9));
   const auto rows = [&](int64_t begin, int64_t count) {
@@ -255,7 +213,7 @@ TEST(CausalConv1dCuda, RowAloneEqualsRowInBatch) {
 TEST(CausalConv1dCuda, FiveRunsAreTheSameBits) {
   RETAIN_NEEDS_CUDA();
   for (const int64_t K : {4, 6}) {
-    const Problem p{513, 33, 132, K};
+    const ConvProblem p{513, 33, 132, K};
     const auto in = cuda(to(inputs_of(p), at::kFloat));
     const auto reset = cuda(reset_of(p));
     const auto first = run(p, in, reset);
@@ -269,7 +227,7 @@ TEST(CausalConv1dCuda, FiveRunsAreTheSameBits) {
 
 TEST(CausalConv1dCuda, ReadsStridedViews) {
   RETAIN_NEEDS_CUDA();
-  const Problem p{26, 5, 12, 4};
+  const ConvProblem p{26, 5, 12, 4};
   const auto in = cuda(to(inputs_of(p), at::kFloat));
   const auto reset = cuda(reset_of(p));
   const auto expected = run(p, in, reset);

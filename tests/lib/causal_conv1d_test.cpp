@@ -1,62 +1,18 @@
-#include <ATen/ATen.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <retain/lib/ops/causal_conv1d.h>
 
 #include <cmath>
 #include <limits>
 
+#include "lib/causal_conv1d_problem.h"
 #include "support/files.h"
 #include "support/gradcheck.h"
-#include "support/op_checks.h"
 
 namespace retain {
 namespace {
 
 using ::testing::HasSubstr;
 using namespace testing;
-
-/// Sizes and which optional arguments are there.
-struct Problem {
-  int64_t T, B, D, K;
-  bool bias = true, silu = true, initial_state = true, reset = true;
-};
-
-/// x, weight, then the optional arguments that are there.
-Tensors inputs_of(const Problem& p) {
-  Tensors inputs = {randn({p.T, p.B, p.D}, 1, at::kDouble), randn({p.D, p.K}, 2, at::kDouble)};
-  if (p.bias) inputs.push_back(randn({p.D}, 3, at::kDouble));
-  if (p.initial_state) inputs.push_back(randn({p.B, p.K - 1, p.D}, 4, at::kDouble));
-  return inputs;
-}
-
-at::Tensor reset_of(const Problem& p) {
-  return p.reset ? random_mask({p.T, p.B}, 0.3, 77) : at::Tensor();
-}
-
-template <typename Function>
-Op op_of(const Function& function, const Problem& p, const at::Tensor& reset) {
-  return [=](const Tensors& inputs) -> Tensors {
-    const auto [y, last_state] =
-        function(inputs[0], inputs[1], p.bias ? inputs[2] : at::Tensor(), p.silu,
-                 p.initial_state ? inputs.back() : at::Tensor(), reset);
-    return {y, last_state};
-  };
-}
-
-Op kernel(const Problem& p) { return op_of(causal_conv1d, p, reset_of(p)); }
-Op reference(const Problem& p) { return op_of(causal_conv1d_reference, p, reset_of(p)); }
-
-/// The problem with every optional argument, without each one, and with none.
-std::vector<Problem> variants(const Problem& whole) {
-  std::vector<Problem> problems(6, whole);
-  problems[1].bias = false;
-  problems[2].silu = false;
-  problems[3].initial_state = false;
-  problems[4].reset = false;
-  problems[5] = {whole.T, whole.B, whole.D, whole.K, false, false, false, false};
-  return problems;
-}
 
 TEST(CausalConv1d, ReferenceIsTheNaiveLoop) {
   for (const auto& p : variants({7, 3, 2, 4})) {
@@ -88,7 +44,7 @@ TEST(CausalConv1d, ReferenceIsTheNaiveLoop) {
 }
 
 TEST(CausalConv1d, AgreesWithLibTorchsConvolution) {
-  const Problem p{9, 3, 5, 4, true, false, false, false};
+  const ConvProblem p{9, 3, 5, 4, true, false, false, false};
   const Op theirs = [&](const Tensors& in) -> Tensors {
     const auto y = at::conv1d(in[0].permute({1, 2, 0}), in[1].unsqueeze(1), in[2], /*stride=*/1,
                               /*padding=*/p.K - 1, /*dilation=*/1, /*groups=*/p.D);
@@ -114,7 +70,7 @@ TEST(CausalConv1d, KernelAgreesWithReference) {
 }
 
 TEST(CausalConv1d, HalfTypesKeepTheirPrecision) {
-  const Problem p{17, 5, 20, 4};
+  const ConvProblem p{17, 5, 20, 4};
   expect_half_types_keep_precision(kernel(p), reference(p), inputs_of(p));
 }
 
@@ -126,7 +82,8 @@ TEST(CausalConv1d, GradientsAreTheDifferences) {
 }
 
 TEST(CausalConv1d, GradientsFlowThroughEitherOutputAlone) {
-  const Problem p{2, 2, 3, 4};  // shorter than the state, so that the initial one comes out again
+  const ConvProblem p{2, 2, 3,
+                      4};  // shorter than the state, so that the initial one comes out again
   auto without_reset = p;
   without_reset.reset = false;
   for (const size_t output : {0, 1}) {
@@ -145,7 +102,7 @@ TEST(CausalConv1d, GradientsFlowThroughEitherOutputAlone) {
 
 TEST(CausalConv1d, SequenceIsItsStepsBitForBit) {
   for (const int64_t K : {1, 2, 4, 7}) {
-    const Problem p{11, 5, 70, K};
+    const ConvProblem p{11, 5, 70, K};
     const auto in = to(inputs_of(p), at::kFloat);
     const auto reset = reset_of(p);
     const auto whole = kernel(p)(in);
@@ -161,7 +118,7 @@ TEST(CausalConv1d, SequenceIsItsStepsBitForBit) {
 }
 
 TEST(CausalConv1d, CutAnywhereAndCarryTheState) {
-  const Problem p{8, 5, 10, 4};
+  const ConvProblem p{8, 5, 10, 4};
   const auto in = to(inputs_of(p), at::kFloat);
   const auto reset = reset_of(p);
   const auto whole = kernel(p)(in);
@@ -183,7 +140,7 @@ TEST(CausalConv1d, ShortSequenceShiftsTheOldStateIn) {
 }
 
 TEST(CausalConv1d, ResetEqualsFreshState) {
-  const Problem p{9, 4, 10, 4};
+  const ConvProblem p{9, 4, 10, 4};
   const auto in = to(inputs_of(p), at::kFloat);
   for (const int64_t t : {0, 1, 4, 7, 8}) {
     auto reset = at::zeros({p.T, p.B}, at::kBool);
@@ -195,7 +152,7 @@ TEST(CausalConv1d, ResetEqualsFreshState) {
 }
 
 TEST(CausalConv1d, ResetCutsGradients) {
-  const Problem p{6, 2, 5, 4};
+  const ConvProblem p{6, 2, 5, 4};
   auto in = to(inputs_of(p), at::kFloat);
   for (auto& input : in) input.requires_grad_();
   auto reset = at::zeros({p.T, p.B}, at::kBool);
@@ -208,7 +165,7 @@ TEST(CausalConv1d, ResetCutsGradients) {
 }
 
 TEST(CausalConv1d, RowAloneEqualsRowInBatch) {
-  const Problem p{7, 19, 13, 4};
+  const ConvProblem p{7, 19, 13, 4};
   const auto in = to(inputs_of(p), at::kFloat);
   const auto reset = reset_of(p);
   const auto weights = randn({p.T, p.B, p.D}, 9);
@@ -232,12 +189,12 @@ TEST(CausalConv1d, RowAloneEqualsRowInBatch) {
 }
 
 TEST(CausalConv1d, ThreadsDoNotChangeAnyBit) {
-  const Problem p{65, 161, 77, 4};
+  const ConvProblem p{65, 161, 77, 4};
   expect_same_with_any_threads(kernel(p), to(inputs_of(p), at::kFloat));
 }
 
 TEST(CausalConv1d, NaNBeforeAResetReachesNothingAfterIt) {
-  const Problem p{7, 3, 9, 4};
+  const ConvProblem p{7, 3, 9, 4};
   const auto clean = to(inputs_of(p), at::kFloat);
   auto reset = at::zeros({p.T, p.B}, at::kBool);
   reset[3].fill_(true);
@@ -261,7 +218,7 @@ TEST(CausalConv1d, NaNBeforeAResetReachesNothingAfterIt) {
 }
 
 TEST(CausalConv1d, ReadsStridedViews) {
-  const Problem p{6, 5, 12, 4};
+  const ConvProblem p{6, 5, 12, 4};
   const auto in = to(inputs_of(p), at::kFloat);
   const auto expected = differentiate(kernel(p), in);
   const auto wide = at::cat({in[0], in[0]}, -1);
@@ -308,7 +265,7 @@ TEST(CausalConv1d, SecondDerivativesAreRefused) {
 }
 
 TEST(CausalConv1d, BadInputNamesTheArgument) {
-  const Problem p{3, 2, 5, 4};
+  const ConvProblem p{3, 2, 5, 4};
   const auto in = to(inputs_of(p), at::kFloat);
   const auto reset = reset_of(p);
   const auto fails = [&](size_t index, const at::Tensor& value) {
@@ -340,7 +297,7 @@ TEST(CausalConv1d, BadInputNamesTheArgument) {
 }
 
 TEST(CausalConv1d, MetaTensorsGiveTheShapes) {
-  const Problem p{6, 3, 10, 4};
+  const ConvProblem p{6, 3, 10, 4};
   auto in = to(inputs_of(p), at::kFloat);
   const auto real = differentiate(kernel(p), in);
   for (auto& input : in) input = input.to(at::kMeta);
@@ -351,7 +308,7 @@ TEST(CausalConv1d, MetaTensorsGiveTheShapes) {
 }
 
 TEST(CausalConv1d, AnyOtherDeviceRunsTheReference) {
-  const Problem p{4, 3, 5, 4};
+  const ConvProblem p{4, 3, 5, 4};
   const auto in = inputs_of(p);
   const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("retain::causal_conv1d", "");
   for (const auto key : {c10::DispatchKey::CUDA, c10::DispatchKey::XPU}) {

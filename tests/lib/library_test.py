@@ -64,6 +64,17 @@ class OpTest(unittest.TestCase):
         result = torch.library.opcheck(op.default, (), arguments)
         self.assertEqual(set(result.values()), {"SUCCESS"}, result)
 
+    def compiled_scan_equals_eager(self, arguments, dynamic=None):
+        def function(arguments):
+            y, last_state = ops.selective_scan(**arguments)
+            return y.square(), last_state
+
+        inputs = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
+        expected = function(arguments)
+        got = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=dynamic)(arguments)
+        for a, b in zip(got + tuple(gradients(got, inputs)), expected + tuple(gradients(expected, inputs))):
+            self.assertTrue(torch.equal(a, b))
+
 
 class Library(OpTest):
     def test_selective_scan(self):
@@ -131,16 +142,7 @@ class Library(OpTest):
         self.check(ops.gru, arguments)
 
     def test_compiled_scan_equals_eager(self):
-        def function(arguments):
-            y, last_state = ops.selective_scan(**arguments)
-            return y.square(), last_state
-
-        arguments = scan_arguments()
-        inputs = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
-        expected = function(arguments)
-        got = torch.compile(function, backend="aot_eager", fullgraph=True)(arguments)
-        for a, b in zip(got + tuple(gradients(got, inputs)), expected + tuple(gradients(expected, inputs))):
-            self.assertTrue(torch.equal(a, b))
+        self.compiled_scan_equals_eager(scan_arguments())
 
     def test_compiled_scan_takes_any_length(self):
         def function(arguments):
@@ -196,6 +198,29 @@ def to_device(arguments, device):
     return {name: move(x) for name, x in arguments.items()}
 
 
+def training_step(arguments):
+    """A function that gives the scan's outputs and gradients."""
+    inputs = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
+
+    def step():
+        outputs = ops.selective_scan(**arguments)
+        return [*outputs, *gradients(outputs, inputs)]
+
+    return step
+
+
+def capture(step):
+    """step in a CUDA graph, and what it returned there."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    return graph, captured
+
+
 @unittest.skipUnless(torch.cuda.is_available(), "needs a GPU")
 class OnCuda(OpTest):
     """The same ops on a GPU."""
@@ -206,36 +231,17 @@ class OnCuda(OpTest):
         self.check(ops.selective_scan, arguments)
 
     def test_compiled_scan_equals_eager(self):
-        def function(arguments):
-            y, last_state = ops.selective_scan(**arguments)
-            return y.square(), last_state
-
         for T, dynamic in ((19, False), (33, True)):
-            arguments = to_device(scan_arguments(T=T), "cuda")
-            inputs = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
-            expected = function(arguments)
-            got = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=dynamic)(arguments)
-            for a, b in zip(got + tuple(gradients(got, inputs)), expected + tuple(gradients(expected, inputs))):
-                self.assertTrue(torch.equal(a, b))
+            self.compiled_scan_equals_eager(to_device(scan_arguments(T=T), "cuda"), dynamic)
 
     def test_a_graph_holds_training(self):
         arguments = to_device(scan_arguments(T=300), "cuda")
-        inputs = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
+        step = training_step(arguments)
 
-        def step():
-            outputs = ops.selective_scan(**arguments)
-            return [*outputs, *gradients(outputs, inputs)]
-
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = step()
+        graph, captured = capture(step)
         with torch.no_grad():
-            for x in inputs:
-                if x.dtype == torch.float32:
+            for x in arguments.values():
+                if isinstance(x, torch.Tensor) and x.dtype == torch.float32:
                     x.add_(0.01)
         graph.replay()
         for a, b in zip(captured, step()):
@@ -251,13 +257,7 @@ class OnCuda(OpTest):
             state.copy_(next_state)
             return y
 
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            y = step()
+        graph, y = capture(step)
         state.copy_(a["initial_state"])
         expected, last_state = ops.selective_scan(**a)
         for t in range(expected.shape[0]):
@@ -269,11 +269,7 @@ class OnCuda(OpTest):
 
     def test_two_streams_do_not_disturb_each_other(self):
         arguments = to_device(scan_arguments(T=2000, D=32), "cuda")
-        inputs = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
-
-        def step():
-            outputs = ops.selective_scan(**arguments)
-            return [*outputs, *gradients(outputs, inputs)]
+        step = training_step(arguments)
 
         expected = step()
         torch.cuda.synchronize()

@@ -1,32 +1,14 @@
-#include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <retain/lib/ops/rms_norm.h>
 
 #include <cmath>
 
+#include "lib/rms_norm_problem.h"
 #include "support/cuda.h"
-#include "support/op_checks.h"
 
 namespace retain {
 namespace {
 
 using namespace testing;
-
-/// x, weight and, if asked for, residual.
-Tensors inputs_of(at::IntArrayRef sizes, bool residual) {
-  Tensors inputs = {randn(sizes, 1, at::kDouble), randn({sizes.back()}, 2, at::kDouble)};
-  if (residual) inputs.push_back(randn(sizes, 3, at::kDouble));
-  return inputs;
-}
-
-template <typename Function>
-Op op_of(const Function& function) {
-  return [=](const Tensors& in) -> Tensors {
-    const auto [y, residual_out] =
-        function(in[0], in[1], in.size() > 2 ? in[2] : at::Tensor(), 1e-5);
-    return {y, residual_out};
-  };
-}
 
 Op norm() { return op_of(rms_norm); }
 Op gpu() { return on_cuda(norm()); }

@@ -1,35 +1,17 @@
-#include <ATen/ATen.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <retain/lib/ops/rms_norm.h>
 
 #include <cmath>
 
+#include "lib/rms_norm_problem.h"
 #include "support/files.h"
 #include "support/gradcheck.h"
-#include "support/op_checks.h"
 
 namespace retain {
 namespace {
 
 using ::testing::HasSubstr;
 using namespace testing;
-
-/// x, weight and, if asked for, residual.
-Tensors inputs_of(at::IntArrayRef sizes, bool residual) {
-  Tensors inputs = {randn(sizes, 1, at::kDouble), randn({sizes.back()}, 2, at::kDouble)};
-  if (residual) inputs.push_back(randn(sizes, 3, at::kDouble));
-  return inputs;
-}
-
-template <typename Function>
-Op op_of(const Function& function, double eps = 1e-5) {
-  return [=](const Tensors& in) -> Tensors {
-    const auto [y, residual_out] =
-        function(in[0], in[1], in.size() > 2 ? in[2] : at::Tensor(), eps);
-    return {y, residual_out};
-  };
-}
 
 TEST(RmsNorm, ReferenceIsTheNaiveLoop) {
   const auto in = inputs_of({3, 2, 5}, true);

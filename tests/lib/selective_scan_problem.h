@@ -67,9 +67,8 @@ struct ScanArguments {
   }
 
   Tensors run() const {
-    const auto [y, last] =
-        selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus,
-                                         initial_state, reset, exact);
+    const auto [y, last] = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus,
+                                          initial_state, reset, exact);
     return {y, last};
   }
 
@@ -99,6 +98,13 @@ struct ScanArguments {
     return part;
   }
 };
+
+/// One step, odd lengths, chunks cut short, channels and states that fill no tile, groups.
+inline std::vector<ScanProblem> odd_shapes() {
+  return {{1, 1, 16, 1},    {1, 5, 3, 16, 3},    {3, 2, 20, 8},   {15, 1, 16, 17},
+          {16, 2, 17, 16},  {17, 9, 15, 4},      {33, 2, 70, 16}, {40, 3, 132, 8, 2},
+          {127, 2, 16, 16}, {129, 1, 24, 17, 2}, {2, 1, 5, 64},   {19, 2, 33, 256}};
+}
 
 inline ScanArguments arguments_of(const ScanProblem& p, at::ScalarType dtype = at::kFloat) {
   return {p.options, to(inputs_of(p), dtype), reset_of(p)};
