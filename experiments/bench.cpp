@@ -20,10 +20,11 @@ Json to_json(const Sample& sample) {
   return {{"median", sample.median}, {"low", sample.low}, {"high", sample.high}};
 }
 
-Stopwatch::Stopwatch(at::Device device, int64_t repetitions)
+Stopwatch::Stopwatch(at::Device device, int64_t repetitions, bool cold)
     : device_(device), repetitions_(repetitions) {
   constexpr int64_t kFlush = 256 << 20;  // bytes: several times the second-level cache of any GPU
-  if (!device.is_cpu()) flush_ = at::empty({kFlush}, at::TensorOptions(device).dtype(at::kByte));
+  if (!device.is_cpu() && cold)
+    flush_ = at::empty({kFlush}, at::TensorOptions(device).dtype(at::kByte));
 }
 
 double Stopwatch::time(const std::function<void()>& run) {
@@ -32,7 +33,7 @@ double Stopwatch::time(const std::function<void()>& run) {
     run();
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
-  flush_.fill_(1);
+  if (flush_.defined()) flush_.fill_(1);
   const c10::impl::VirtualGuardImpl guard(device_.type());
   const auto stream = guard.getStream(device_);
   c10::Event start(device_.type(), c10::EventFlag::BACKEND_DEFAULT);

@@ -23,10 +23,10 @@ struct Sample {
 Sample summarize(std::vector<double> values);
 Json to_json(const Sample& sample);
 
-/// Times work on a device, warmed up, with caches that hold nothing of it on a GPU.
+/// Times work on a device, warmed up; `cold`: with caches that hold nothing of it, on a GPU.
 class Stopwatch {
  public:
-  Stopwatch(at::Device device, int64_t repetitions);
+  Stopwatch(at::Device device, int64_t repetitions, bool cold = true);
   /// Seconds of `run`; `prepare` comes before each and is not counted.
   Sample measure(const std::function<void()>& run, const std::function<void()>& prepare = {});
 
@@ -37,6 +37,9 @@ class Stopwatch {
   int64_t repetitions_;
   at::Tensor flush_;
 };
+
+/// `run` as one launch: in a CUDA graph on a GPU if this build has CUDA; else `run` itself.
+std::function<void()> captured(at::Device device, const std::function<void()>& run);
 
 /// One size of one op, in the terms of the kernels; steps is 1 for an update.
 struct OpShape {
@@ -52,6 +55,8 @@ struct OpCase {
   double fwd_bytes = 0, bwd_bytes = 0;
   double fwd_exponentials = 0, bwd_exponentials = 0;
   double fwd_multiply_adds = 0, bwd_multiply_adds = 0;
+  double activation_bytes = 0;  ///< of all inputs and outputs of the ops of a block
+  bool acting = false;  ///< a step of an agent: repeated in a CUDA graph, with what caches hold
 };
 
 OpCase make_case(const std::string& op, const OpShape& shape, at::Device device);

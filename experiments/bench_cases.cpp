@@ -1,5 +1,6 @@
 #include <retain/experiments/bench.h>
 #include <retain/lib/cores/mamba1.h>
+#include <retain/lib/memory.h>
 #include <retain/lib/ops/causal_conv1d.h>
 #include <retain/lib/ops/rms_norm.h>
 #include <retain/lib/ops/selective_scan.h>
@@ -77,8 +78,9 @@ OpCase update_case(const Maker& m) {
   return made;
 }
 
+constexpr int64_t kTaps = 4;
+
 OpCase conv_case(const Maker& m) {
-  constexpr int64_t kTaps = 4;
   const auto x = m.activations({m.T, m.B, m.D}), weight = m.weights({m.D, kTaps}).to(m.shape.dtype);
   const auto bias = m.weights({m.D}).to(m.shape.dtype), reset = m.resets();
   const auto state = m.weights({m.B, kTaps - 1, m.D});
@@ -110,10 +112,12 @@ OpCase norm_case(const Maker& m) {
   return made;
 }
 
+int64_t dt_rank(const Maker& m) { return (m.D + 15) / 16; }
+
 /// Multiply-adds of a block's four projections in one step of one row.
 int64_t core_products(const Maker& m) {
-  const int64_t d_inner = 2 * m.D, dt_rank = (m.D + 15) / 16;
-  return m.D * 2 * d_inner + d_inner * (dt_rank + 2 * m.N) + dt_rank * d_inner + d_inner * m.D;
+  const int64_t d_inner = 2 * m.D, rank = dt_rank(m);
+  return m.D * 2 * d_inner + d_inner * (rank + 2 * m.N) + rank * d_inner + d_inner * m.D;
 }
 
 /// One Mamba-1 block of d_model = channels; its products in the type's own precision.
@@ -133,21 +137,41 @@ OpCase block_case(const Maker& m) {
   made.fwd_exponentials = made.bwd_exponentials = 2 * m.states;
   made.fwd_bytes = m.size * 14 * m.elements;
   made.bwd_bytes = m.size * 28 * m.elements;
+  // x, xz, the convolution's y, (dt, B, C), delta, the scan's y, y
+  made.activation_bytes = m.size * m.rows * static_cast<double>(12 * m.D + dt_rank(m) + 2 * m.N);
+  return made;
+}
+
+/// The acting step of such a block, memory in place, against the GRUCell of its width.
+OpCase step_case(const Maker& m) {
+  const auto core = std::make_shared<Mamba1>(Mamba1Options{.d_model = m.D, .d_state = m.N});
+  core->to(m.device, m.shape.dtype);
+  const auto memory = std::make_shared<Memory>(core, m.B);
+  const auto x = m.activations({m.B, m.D}), reset = m.resets()[0];
+  const auto w_ih = m.weights({3 * m.D, m.D}).to(m.shape.dtype), w_hh = at::randn_like(w_ih);
+  const auto hidden = m.activations({m.B, m.D});
+  OpCase made;
+  made.acting = true;
+  made.fused = [=] { return memory->step(x, reset); };
+  made.composed = [=] { return Tensor(hidden).copy_(at::gru_cell(x, hidden, w_ih, w_hh)); };
+  const double d_inner = 2 * m.elements;
+  made.fwd_bytes = 8 * d_inner * (static_cast<double>(m.N) + kTaps - 1) + 2 * m.size * m.elements;
+  made.fwd_exponentials = d_inner * static_cast<double>(m.N);
   return made;
 }
 
 const std::map<std::string, OpCase (*)(const Maker&)>& makers() {
-  static const std::map<std::string, OpCase (*)(const Maker&)> all = {{"scan", scan_case},
-                                                                      {"conv", conv_case},
-                                                                      {"norm", norm_case},
-                                                                      {"update", update_case},
-                                                                      {"block", block_case}};
+  static const std::map<std::string, OpCase (*)(const Maker&)> all = {
+      {"scan", scan_case},     {"conv", conv_case}, {"norm", norm_case},
+      {"update", update_case}, {"step", step_case}, {"block", block_case}};
   return all;
 }
 
 }  // namespace
 
-std::vector<std::string> bench_op_names() { return {"scan", "conv", "norm", "update", "block"}; }
+std::vector<std::string> bench_op_names() {
+  return {"scan", "conv", "norm", "update", "step", "block"};
+}
 
 OpCase make_case(const std::string& op, const OpShape& shape, at::Device device) {
   OpCase made = makers().at(op)({.shape = shape, .device = device});

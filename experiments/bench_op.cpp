@@ -32,6 +32,7 @@ struct Measurement {
   OpShape shape;
   Pass fwd = {}, bwd = {};
   double peak_bytes = NAN;  ///< of the backward pass, what came before it included
+  double kept_share = NAN;  ///< of a block's activations: what its forward keeps for the backward
 };
 
 Limits limits_of(at::Device device) {
@@ -73,19 +74,47 @@ Sample measure_backward(Stopwatch& watch, const OpCase& op, const std::function<
                        });
 }
 
-double peak_bytes(at::Device device, const OpCase& op) {
-  if (device.is_cpu()) return NAN;
+/// Memory of one pass forward and backward.
+void measure_memory(at::Device device, const OpCase& op, Measurement& result) {
+  if (device.is_cpu()) return;
   auto* allocator = at::getDeviceAllocator(device.type());
   const auto index = device.index() < 0 ? at::DeviceIndex{0} : device.index();
+  const auto allocated = [&] { return allocator->getDeviceStats(index).allocated_bytes[0]; };
   allocator->resetPeakStats(index);
+  const auto before = static_cast<double>(allocated().current);
   const auto y = op.fused();
+  const double input = static_cast<double>(op.inputs.back().nbytes());
+  const double kept = static_cast<double>(allocated().current) - before + input;
   torch::autograd::grad({y}, op.inputs, {at::ones_like(y)}, false, false, true);
-  return static_cast<double>(allocator->getDeviceStats(index).allocated_bytes[0].peak);
+  result.peak_bytes = static_cast<double>(allocated().peak);
+  if (op.activation_bytes > 0) result.kept_share = kept / op.activation_bytes;
+}
+
+/// An agent's step, again and again in a graph, as is what it is compared with.
+Measurement measure_acting(const OpCase& op, const OpShape& shape, at::Device device,
+                           const Limits& limits, int64_t repetitions) {
+  constexpr int64_t kSteps = 20;
+  Stopwatch watch(device, repetitions, /*cold=*/false);
+  const at::NoGradGuard no_grad;
+  const auto time = [&](const std::function<Tensor()>& step) {
+    const auto run = captured(device, [&] { step(); });
+    auto sample = watch.measure([&] {
+      for (int64_t i = 0; i < kSteps; ++i) run();
+    });
+    for (double* seconds : {&sample.median, &sample.low, &sample.high}) *seconds /= kSteps;
+    return sample;
+  };
+  Measurement result{.shape = shape};
+  result.fwd.fused = time(op.fused);
+  result.fwd.composed = time(op.composed).median;
+  compare(limits, op.fwd_bytes, op.fwd_exponentials, op.fwd_multiply_adds, result.fwd);
+  return result;
 }
 
 Measurement measure(const std::string& name, const OpShape& shape, at::Device device,
                     const Limits& limits, int64_t repetitions, int64_t longest_composed) {
   const OpCase op = make_case(name, shape, device);
+  if (op.acting) return measure_acting(op, shape, device, limits, repetitions);
   const bool compose = op.composed && shape.steps <= longest_composed;
   Stopwatch watch(device, repetitions);
   Measurement result{.shape = shape};
@@ -99,7 +128,7 @@ Measurement measure(const std::string& name, const OpShape& shape, at::Device de
   result.bwd.fused = measure_backward(watch, op, op.fused);
   if (compose) result.bwd.composed = measure_backward(watch, op, op.composed).median;
   compare(limits, op.bwd_bytes, op.bwd_exponentials, op.bwd_multiply_adds, result.bwd);
-  result.peak_bytes = peak_bytes(device, op);
+  measure_memory(device, op, result);
   return result;
 }
 
@@ -120,6 +149,8 @@ std::vector<OpShape> table_of(const std::string& op, bool cpu) {
             {1024, 1, 512, 16},
             {8192, 1, 512, 16},
             {65536, 1, 512, 16}};
+  if (op == "step")
+    return {{64, 1, 256, 16}, {1024, 1, 256, 16}, {8192, 1, 256, 16}, {65536, 1, 256, 16}};
   if (cpu) return {{64, 128, 64, 16}, {256, 128, 128, 16}, {64, 128, 128, 8}};
   if (op == "block")
     return {{64, 128, 256, 16}, {256, 64, 256, 16}, {16, 8192, 256, 16}, {4, 65536, 256, 16}};
@@ -146,6 +177,7 @@ std::vector<std::string> row(const Measurement& m) {
   const double tokens = static_cast<double>(m.shape.batch * m.shape.steps);
   all.push_back(fixed(tokens / (m.fwd.fused.median + m.bwd.fused.median) / 1e6, 2));
   all.push_back(fixed(m.peak_bytes / 1e6, 1));
+  all.push_back(fixed(m.kept_share, 2));
   return all;
 }
 
@@ -160,7 +192,8 @@ Json to_json(const Measurement& m) {
   return {{"batch", m.shape.batch},          {"steps", m.shape.steps},
           {"channels", m.shape.channels},    {"d_state", m.shape.d_state},
           {"dtype", name_of(m.shape.dtype)}, {"forward", to_json(m.fwd)},
-          {"backward", to_json(m.bwd)},      {"peak_bytes", m.peak_bytes}};
+          {"backward", to_json(m.bwd)},      {"peak_bytes", m.peak_bytes},
+          {"kept_share", m.kept_share}};
 }
 
 }  // namespace
@@ -169,14 +202,16 @@ int bench_op_command(const std::string& op, const Arguments& arguments) {
   OpShape shape;
   std::string dtype = "fp32", device = "cpu", json;
   int64_t repetitions = 20, longest_composed = 512, threads = 0;
-  bool table_rows = false, smoke = false;
+  bool table_rows = false, smoke = false, tf32 = false;
   Options options("retain bench " + op + " [options]",
                   "Measures one op, forward and backward: milliseconds (median), their spread, the "
                   "share of the limit that binds (memory, exponentials or multiply-adds) and how "
-                  "many times longer the same takes by LibTorch's own ops.");
+                  "many times longer the same takes by LibTorch's own ops; of a step, the acting "
+                  "step of a block in a CUDA graph, by its GRUCell. kept: what a block's forward "
+                  "keeps for its backward, as a share of all that its ops read and write.");
   options.add("batch", shape.batch, {.min = 1}, "Rows.");
-  options.add("steps", shape.steps, {.min = 1}, "Time steps; an update has one.");
-  options.add("channels", shape.channels, {.min = 1}, "d_inner; of a block d_model.");
+  options.add("steps", shape.steps, {.min = 1}, "Time steps; an update and a step have one.");
+  options.add("channels", shape.channels, {.min = 1}, "d_inner; of a block and its step d_model.");
   options.add("d_state", shape.d_state, {.min = 1}, "State size a channel.");
   options.add("dtype", dtype, "fp32, fp16 or bf16; the state stays fp32.");
   options.add("device", device, "cpu, cuda or cuda:N.");
@@ -184,6 +219,7 @@ int bench_op_command(const std::string& op, const Arguments& arguments) {
   options.add("longest_composed", longest_composed, {.min = 0},
               "Compare with LibTorch's ops up to this many steps.");
   options.add("threads", threads, {.min = 0}, "Threads on the CPU; 0 = all.");
+  options.add_flag("tf32", tf32, "Let a GPU round fp32 factors of matrix products to TF32.");
   options.add_flag("table", table_rows, "The rows of the published comparison.");
   options.add_flag("smoke", smoke, "A size that takes no time: does it run at all?");
   options.add("json", json, "Write the figures to this file, too.");
@@ -192,10 +228,12 @@ int bench_op_command(const std::string& op, const Arguments& arguments) {
   check_device(device);
   const at::Device where(device);
   if (threads > 0) at::set_num_threads(static_cast<int>(threads));
-  if (op == "update") shape.steps = 1;
+  use_tf32(tf32);
+  const bool one_step = op == "update" || op == "step";
+  if (one_step) shape.steps = 1;
   std::vector<OpShape> shapes = {shape};
   if (table_rows) shapes = table_of(op, where.is_cpu());
-  if (smoke) shapes = {{2, op == "update" ? 1 : 5, 8, 4}};
+  if (smoke) shapes = {{2, one_step ? 1 : 5, 8, 4}};
   for (auto& each : shapes) each.dtype = shape.dtype;
 
   const Limits limits = smoke ? Limits{} : limits_of(where);
@@ -205,7 +243,7 @@ int bench_op_command(const std::string& op, const Arguments& arguments) {
             << std::flush;
   std::vector<std::vector<std::string>> rows = {
       {"dtype", "batch", "steps", "channels", "d_state", "fwd ms", "spread", "of limit", "LibTorch",
-       "bwd ms", "spread", "of limit", "LibTorch", "Mtokens/s", "peak MB"}};
+       "bwd ms", "spread", "of limit", "LibTorch", "Mtokens/s", "peak MB", "kept"}};
   Json results = Json::array();
   for (const OpShape& each : shapes) {
     const auto measured = measure(op, each, where, limits, repetitions, longest_composed);

@@ -86,6 +86,7 @@ int bench_train_command(const Arguments& arguments) {
   }
   for (const std::string& core : cores) check_name("core", core, core_names());
   use_threads(run.threads);
+  use_tf32(run.tf32);
   complete(run);
   std::cout << run.world << " " << (run.horizon ? std::to_string(*run.horizon) : "") << ", "
             << run.num_envs << " environments, d_model " << run.trainer.policy.core.d_model << ", "

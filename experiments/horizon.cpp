@@ -158,6 +158,7 @@ int horizon_command(const Arguments& arguments) {
                      " holds an experiment: --resume goes on with it, or choose another folder");
   }
   use_threads(horizon.base.threads);
+  use_tf32(horizon.base.tf32);
   horizon.base.horizon = horizon.horizons.front();
   complete(horizon.base);
   const auto jobs = plan(horizon);

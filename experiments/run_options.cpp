@@ -62,6 +62,7 @@ void add_budget_options(Options& options, RunOptions& run) {
   options.add("checkpoint_every", run.checkpoint_every, kOneOrMore,
               "Updates between two checkpoints.");
   add_threads(options, run.threads);
+  options.add("tf32", run.tf32, "A GPU rounds fp32 factors of matrix products to TF32.");
 }
 
 /// "0.001", "horizon", "1/horizon"
@@ -129,6 +130,8 @@ void add_core_options(Options& options, RunOptions& run) {
   options.add("n_layers", core.n_layers, kOneOrMore, "Layers in the stack.");
   options.add("norm_input", core.norm_input,
               "Norm before the first layer too; off keeps the scale of the observation.");
+  options.add("recompute", core.recompute,
+              "Run layers again in the backward pass: less memory, more time.");
   options.add("d_state", core.d_state, kOneOrMore, "mamba: state size a channel.");
   options.add("d_conv", core.d_conv, kOneOrMore, "mamba: taps of the causal convolution.");
   options.add("expand", core.expand, kOneOrMore, "mamba, mlp: inner width = expand x d_model.");
@@ -215,6 +218,10 @@ void add_threads(Options& options, int64_t& threads) {
 
 void use_threads(int64_t threads) {
   if (threads > 0) at::set_num_threads(static_cast<int>(threads));
+}
+
+void use_tf32(bool tf32) {
+  at::globalContext().setFloat32MatmulPrecision(tf32 ? "high" : "highest");
 }
 
 void check_device(const std::string& device) {

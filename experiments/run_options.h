@@ -21,6 +21,7 @@ struct RunOptions {
   int64_t updates = 300;
   int64_t checkpoint_every = 25;  ///< Updates.
   int64_t threads = 0;  ///< 0 = as many as LibTorch would take; LibTorch's sums depend on it.
+  bool tf32 = false;
   /// Numbers that may follow the horizon: "0.001", "1/horizon", "horizon".
   std::string dt_min = "0.001", dt_max = "0.1", dt_init_floor = "0.0001", chrono_horizon = "1000";
   TrainerOptions trainer;
@@ -51,6 +52,9 @@ int64_t num_parameters(const torch::nn::Module& module);
 /// Declares --threads.
 void add_threads(Options& options, int64_t& threads);
 void use_threads(int64_t threads);  ///< 0 changes nothing.
+
+/// Whether a GPU may round the factors of fp32 matrix products to TF32, 10 bits after the point.
+void use_tf32(bool tf32);
 
 /// Throws UsageError unless it is a device of this machine.
 void check_device(const std::string& device);

@@ -59,6 +59,7 @@ int train_command(const Arguments& arguments) {
                      " holds a run: --resume goes on with it, or choose another folder");
   }
   use_threads(run.threads);
+  use_tf32(run.tf32);
   const StopSignal stop;
   const auto trainer = train(run, out, title(run), stop);
   std::cout << checkpoint_path(out) << ": " << trainer->updates() << " updates, "

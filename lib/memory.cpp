@@ -2,17 +2,6 @@
 #include <retain/lib/memory.h>
 
 namespace retain {
-namespace {
-
-void copy_parts(const State& from, State& to) {
-  for (const auto& [name, part] : from.parts()) {
-    Tensor target = to.at(name);
-    target.copy_(part);
-  }
-}
-
-}  // namespace
-
 Memory::Memory(std::shared_ptr<Core> core, int64_t batch_size) : core_(std::move(core)) {
   TORCH_CHECK(core_, "Memory: core must not be null");
   TORCH_CHECK(batch_size >= 0, "Memory: batch_size must be 0 or more, got ", batch_size);
@@ -49,11 +38,7 @@ Tensor Memory::step(const Tensor& x, const Tensor& reset) {
                 " and the memory on ", part.second.device(),
                 "; to() moves the memory, and the core's own to() its weights");
   }
-  at::NoGradGuard no_grad;
-  const auto output =
-      core_->forward(x.unsqueeze(0), state_, reset.defined() ? reset.unsqueeze(0) : reset);
-  copy_parts(output.state, state_);
-  return output.y.squeeze(0);
+  return core_->step(x, state_, reset);
 }
 
 }  // namespace retain

@@ -226,6 +226,13 @@ void check_state(const std::string& where, const State& state, const State& expe
   check_rows(where, state, expected, expected.batch_size());
 }
 
+void copy_parts(const State& from, State& to) {
+  for (const auto& [name, part] : from.parts()) {
+    Tensor target = to.at(name);
+    target.copy_(part);
+  }
+}
+
 bool equal(const State& a, const State& b) {
   if (a.batch_size() != b.batch_size() || a.parts().size() != b.parts().size()) return false;
   return std::all_of(a.parts().begin(), a.parts().end(), [&](const State::Part& part) {

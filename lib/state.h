@@ -71,6 +71,9 @@ class State {
 /// `where` opens the message, as in "Mamba1: state has no part \"ssm\"; it has: hidden".
 void check_state(const std::string& where, const State& state, const State& expected);
 
+/// Copies the parts of `from` into those of `to`, which keep their storage.
+void copy_parts(const State& from, State& to);
+
 /// Whether two states have the same parts with bit-equal values.
 bool equal(const State& a, const State& b);
 

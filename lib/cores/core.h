@@ -27,16 +27,24 @@ class Core : public torch::nn::Module {
   /// Gradients flow into `state` and out of the returned one. Throws c10::Error naming the argument
   /// if a shape, dtype or device is wrong or `state` belongs to another core.
   virtual CoreOutput forward(const Tensor& x, const State& state, const Tensor& reset = {}) = 0;
+
+  /// One acting step without gradients, the memory written in place: x [B, d_model], reset [B] bool
+  /// (undefined = none) → y [B, d_model]. `state` keeps its tensors, so that a CUDA graph can hold
+  /// the call. Throws as forward does.
+  virtual Tensor step(const Tensor& x, State& state, const Tensor& reset = {});
 };
 
 /// The checks of x and reset that every forward owes; `where` opens the message, `parameter` is any
 /// of the core's.
 void check_input(const std::string& where, const Tensor& x, const Tensor& reset, int64_t d_model,
                  const Tensor& parameter);
+/// The same for a step's.
+void check_step_input(const std::string& where, const Tensor& x, const Tensor& reset,
+                      int64_t d_model, const Tensor& parameter);
 
 /// A part of the State that check_state expects: of shape `sizes`, of the dtype and on the device
-/// where a core with this `parameter` keeps its memory. One zero stands for every value, so that it
-/// costs no memory.
+/// where a core with this `parameter` keeps its memory. It holds no values: one element, never
+/// written, stands for all.
 Tensor expected_part(const Tensor& parameter, at::IntArrayRef sizes);
 
 /// Zeros of the parts, shapes, dtypes and devices of `expected`.

@@ -1,10 +1,8 @@
 #include <ATen/ATen.h>
 #include <retain/lib/cores/mamba1.h>
-#include <retain/lib/ops/causal_conv1d.h>
-#include <retain/lib/ops/selective_scan.h>
-#include <retain/lib/ops/thin_linear.h>
 
 #include <cmath>
+#include <tuple>
 
 namespace retain {
 namespace {
@@ -31,10 +29,7 @@ Mamba1Options checked(Mamba1Options options) {
   return options;
 }
 
-// The scan keeps decay and step in fp32 whatever the weights' type.
-Tensor at_least_fp32(const Tensor& t) {
-  return t.scalar_type() == at::kDouble ? t : t.to(at::kFloat);
-}
+Tensor first_step(const Tensor& reset) { return reset.defined() ? reset[0] : reset; }
 
 }  // namespace
 
@@ -74,22 +69,40 @@ State Mamba1::expected_state(int64_t batch) const {
                        {"ssm", expected_part(weight, {batch, d_inner(), options_.d_state})}});
 }
 
+MambaWeights Mamba1::weights() const {
+  return {.conv_weight = conv1d_->weight.squeeze(1),
+          .conv_bias = conv1d_->bias,
+          .x_proj_weight = x_proj_->weight,
+          .dt_proj_weight = dt_proj_->weight,
+          .dt_proj_bias = dt_proj_->bias,
+          .A_log = A_log_,
+          .D = D_};
+}
+
 CoreOutput Mamba1::forward(const Tensor& input, const State& state, const Tensor& reset) {
   check_input("Mamba1", input, reset, d_model(), in_proj_->weight);
   check_state("Mamba1", state, expected_state(input.size(1)));
-  const auto xz = at::linear(input, in_proj_->weight).chunk(2, -1);  // views
-  const auto [x, conv_state] = causal_conv1d(xz[0], conv1d_->weight.squeeze(1), conv1d_->bias,
-                                             /*silu=*/true, state.at("conv"), reset);
-  const auto dt_B_C =
-      at::linear(x, x_proj_->weight)
-          .split_with_sizes({options_.dt_rank, options_.d_state, options_.d_state}, -1);
-  const auto delta = thin_linear(dt_B_C[0], dt_proj_->weight);  // its bias goes into the scan
-  const auto A = -at_least_fp32(A_log_).exp();
-  const auto [y, ssm_state] = selective_scan(
-      x, delta, A, dt_B_C[1].unsqueeze(2), dt_B_C[2].unsqueeze(2), at_least_fp32(D_), /*z=*/xz[1],
-      at_least_fp32(dt_proj_->bias), /*delta_softplus=*/true, state.at("ssm"), reset);
+  const auto xz = at::linear(input, in_proj_->weight);
+  const auto& conv = state.at("conv");
+  const auto& ssm = state.at("ssm");
+  Tensor y, new_conv, new_ssm;
+  if (input.size(0) == 1) {
+    std::tie(y, new_conv, new_ssm) = mamba_update(xz[0], conv, ssm, weights(), first_step(reset));
+    y = y.unsqueeze(0);
+  } else {
+    std::tie(y, new_conv, new_ssm) = mamba_inner(xz, conv, ssm, weights(), reset);
+  }
   return {at::linear(y, out_proj_->weight),
-          State(input.size(1), {{"conv", conv_state}, {"ssm", ssm_state}})};
+          State(input.size(1), {{"conv", new_conv}, {"ssm", new_ssm}})};
+}
+
+Tensor Mamba1::step(const Tensor& input, State& state, const Tensor& reset) {
+  const at::NoGradGuard no_grad;
+  check_step_input("Mamba1", input, reset, d_model(), in_proj_->weight);
+  check_state("Mamba1", state, expected_state(input.size(0)));
+  const auto xz = at::linear(input, in_proj_->weight);
+  const auto y = mamba_update_(xz, state.at("conv"), state.at("ssm"), weights(), reset);
+  return at::linear(y, out_proj_->weight);
 }
 
 }  // namespace retain

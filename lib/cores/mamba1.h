@@ -1,6 +1,7 @@
 #pragma once
 
 #include <retain/lib/cores/core.h>
+#include <retain/lib/ops/mamba_inner.h>
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/linear.h>
 
@@ -33,9 +34,11 @@ class Mamba1 : public Core {
   const Mamba1Options& options() const { return options_; }
   State initial_state(int64_t batch) const override { return zero_state(expected_state(batch)); }
   CoreOutput forward(const Tensor& x, const State& state, const Tensor& reset = {}) override;
+  Tensor step(const Tensor& x, State& state, const Tensor& reset = {}) override;
 
  private:
   State expected_state(int64_t batch) const;
+  MambaWeights weights() const;
   int64_t d_inner() const { return options_.expand * options_.d_model; }
   void reset_dt_proj();
 

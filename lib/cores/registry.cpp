@@ -91,7 +91,8 @@ std::shared_ptr<Core> make_core(const CoreOptions& options) {
               options.n_layers);
   std::vector<std::shared_ptr<Core>> layers;
   for (int64_t i = 0; i < options.n_layers; ++i) layers.push_back(entry->make(options));
-  return std::make_shared<Stack>(layers, StackOptions{.norm_input = options.norm_input});
+  return std::make_shared<Stack>(
+      layers, StackOptions{.norm_input = options.norm_input, .recompute = options.recompute});
 }
 
 }  // namespace retain

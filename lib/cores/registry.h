@@ -15,6 +15,7 @@ struct CoreOptions {
   int64_t n_layers = 1;        ///< How many layers the stack has.
   bool norm_input = true;      ///< Off: the first layer keeps its input's scale, so that rare large
                                ///< features stand out.
+  bool recompute = false;      ///< Layers run again in the backward: less memory, more time.
   int64_t d_state = 16;        ///< Mamba: state size a channel.
   int64_t d_conv = 4;          ///< Mamba: taps of the causal convolution.
   int64_t expand = 2;          ///< Mamba: d_inner = expand · d_model; MLP: hidden units likewise.

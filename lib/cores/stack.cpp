@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <retain/lib/cores/recompute.h>
 #include <retain/lib/cores/stack.h>
 #include <retain/lib/ops/rms_norm.h>
 #include <torch/nn/modules/container/modulelist.h>
@@ -60,21 +61,39 @@ void Stack::check_layers(const State& state) const {
               n_layers() - 1, " only, got ", c10::Join(", ", names_of(state)));
 }
 
-CoreOutput Stack::forward(const Tensor& x, const State& state, const Tensor& reset) {
-  check_input("Stack", x, reset, d_model(), norm_weights_.back());
-  check_layers(state);
-  State last_state(x.size(1));
+Tensor Stack::through_layers(const Tensor& x, const RunLayer& run) const {
   Tensor y = x, residual;
   for (int64_t i = 0; i < n_layers(); ++i) {
     const auto [normed, sum] = norm_weights_[i].defined()
                                    ? rms_norm(y, norm_weights_[i], residual, options_.norm_eps)
                                    : std::make_tuple(x, x);
-    auto output = cores_[i]->forward(normed, state.layer(i), reset);
-    last_state.insert_layer(i, output.state);
-    y = output.y;
+    y = run(i, normed);
     residual = sum;
   }
-  return {std::get<0>(rms_norm(y, norm_weights_.back(), residual, options_.norm_eps)), last_state};
+  return std::get<0>(rms_norm(y, norm_weights_.back(), residual, options_.norm_eps));
+}
+
+CoreOutput Stack::forward(const Tensor& x, const State& state, const Tensor& reset) {
+  check_input("Stack", x, reset, d_model(), norm_weights_.back());
+  check_layers(state);
+  State last_state(x.size(1));
+  const auto y = through_layers(x, [&](int64_t i, const Tensor& normed) {
+    auto output = options_.recompute ? recomputed_forward(cores_[i], normed, state.layer(i), reset)
+                                     : cores_[i]->forward(normed, state.layer(i), reset);
+    last_state.insert_layer(i, output.state);
+    return output.y;
+  });
+  return {y, last_state};
+}
+
+Tensor Stack::step(const Tensor& x, State& state, const Tensor& reset) {
+  const at::NoGradGuard no_grad;
+  check_step_input("Stack", x, reset, d_model(), norm_weights_.back());
+  check_layers(state);
+  return through_layers(x, [&](int64_t i, const Tensor& normed) {
+    auto layer_state = state.layer(i);  // shares the tensors
+    return cores_[i]->step(normed, layer_state, reset);
+  });
 }
 
 }  // namespace retain

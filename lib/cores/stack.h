@@ -2,6 +2,7 @@
 
 #include <retain/lib/cores/core.h>
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -10,6 +11,8 @@ namespace retain {
 struct StackOptions {
   double norm_eps = 1e-5;
   bool norm_input = true;  ///< Off: the first layer reads its input as it is, scale included.
+  bool recompute =
+      false;  ///< Each layer's core runs again in the backward: less memory, more time.
 };
 
 /// n_layers × (norm → core → residual), then a final norm: the backbone of the public Mamba models,
@@ -26,9 +29,14 @@ class Stack : public Core {
   const std::shared_ptr<Core>& layer(int64_t index) const { return cores_.at(index); }
   State initial_state(int64_t batch) const override;
   CoreOutput forward(const Tensor& x, const State& state, const Tensor& reset = {}) override;
+  Tensor step(const Tensor& x, State& state, const Tensor& reset = {}) override;
 
  private:
+  /// Layer i on its normed input.
+  using RunLayer = std::function<Tensor(int64_t i, const Tensor& normed)>;
+
   void check_layers(const State& state) const;
+  Tensor through_layers(const Tensor& x, const RunLayer& run) const;
 
   StackOptions options_;
   std::vector<std::shared_ptr<Core>> cores_;

@@ -42,6 +42,19 @@ void check_selective_scan(const char* op, const SelectiveScanTensors& in) {
   if (in.reset.defined()) check_reset(op, in.reset, "[T, B]", {T, B}, "u", in.u);
 }
 
+ScanFwdOutputs selective_scan_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("retain::selective_scan_fwd", "")
+                             .typed<ScanFwdOutputs(SELECTIVE_SCAN_PARAMETERS, int64_t)>();
+  return op.call(SELECTIVE_SCAN_ARGUMENTS, checkpoint_every);
+}
+
+bool needs_gradient(std::initializer_list<Tensor> tensors) {
+  if (!at::GradMode::is_enabled()) return false;
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const Tensor& t) { return t.defined() && t.requires_grad(); });
+}
+
 namespace {
 
 ScanOutputs call_scan(SELECTIVE_SCAN_PARAMETERS) {
@@ -49,13 +62,6 @@ ScanOutputs call_scan(SELECTIVE_SCAN_PARAMETERS) {
                              .findSchemaOrThrow("retain::selective_scan", "")
                              .typed<ScanOutputs(SELECTIVE_SCAN_PARAMETERS)>();
   return op.call(SELECTIVE_SCAN_ARGUMENTS);
-}
-
-ScanFwdOutputs call_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("retain::selective_scan_fwd", "")
-                             .typed<ScanFwdOutputs(SELECTIVE_SCAN_PARAMETERS, int64_t)>();
-  return op.call(SELECTIVE_SCAN_ARGUMENTS, checkpoint_every);
 }
 
 ScanBwdOutputs call_bwd(const OptionalTensor& dy, const OptionalTensor& dlast_state,
@@ -125,7 +131,7 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
                                                 SELECTIVE_SCAN_PARAMETERS) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const int64_t every = checkpoint_every(u, A.size(1));
-    auto [y, last_state, checkpoints] = call_fwd(SELECTIVE_SCAN_ARGUMENTS, every);
+    auto [y, last_state, checkpoints] = selective_scan_fwd(SELECTIVE_SCAN_ARGUMENTS, every);
     context->set_materialize_grads(false);
     context->save_for_backward({u, delta, A, B, C, value_or_undefined(D), value_or_undefined(z),
                                 value_or_undefined(delta_bias), value_or_undefined(reset),
@@ -163,12 +169,6 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
             Tensor()};
   }
 };
-
-bool needs_gradient(std::initializer_list<Tensor> tensors) {
-  if (!at::GradMode::is_enabled()) return false;
-  return std::any_of(tensors.begin(), tensors.end(),
-                     [](const Tensor& t) { return t.defined() && t.requires_grad(); });
-}
 
 ScanOutputs scan_autograd(SELECTIVE_SCAN_PARAMETERS) {
   const auto in = gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS);

@@ -41,6 +41,24 @@ std::tuple<Tensor, Tensor> selective_scan_update(
     const std::optional<Tensor>& delta_bias = {}, bool delta_softplus = false,
     const std::optional<Tensor>& reset = {});
 
+/// selective_scan that also gives the states that enter steps 0, every, 2 every, … (before the
+/// reset that such a step may bring): y, last_state and [ceil(T / every), B, D, N], as a replay
+/// buffer keeps them. Without gradients one pass where `every` is a multiple of 16; otherwise the
+/// scans of the parts, one after the other. Differentiable through all three. Throws if every < 1.
+std::tuple<Tensor, Tensor, Tensor> selective_scan_states(
+    const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
+    int64_t every, const std::optional<Tensor>& D = {}, const std::optional<Tensor>& z = {},
+    const std::optional<Tensor>& delta_bias = {}, bool delta_softplus = false,
+    const std::optional<Tensor>& initial_state = {}, const std::optional<Tensor>& reset = {},
+    bool exact = false);
+
+/// What a segment leaves of the state that enters it, prod_t exp(delta'_t A), or 0 where it holds a
+/// reset: [B, D, N] of A's dtype, at least fp32. Segments that were scanned apart, each from zero,
+/// join by last_state ← decay · last_state of the segment before + last_state. Differentiable.
+Tensor selective_scan_decay(const Tensor& delta, const Tensor& A,
+                            const std::optional<Tensor>& delta_bias = {},
+                            bool delta_softplus = false, const std::optional<Tensor>& reset = {});
+
 /// The plain composition of tensor operations, differentiable by autograd; the oracle in fp64.
 std::tuple<Tensor, Tensor> selective_scan_reference(
     const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,

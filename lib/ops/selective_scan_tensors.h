@@ -51,6 +51,13 @@ using ScanFwdOutputs = std::tuple<Tensor, Tensor, Tensor>;
 using ScanBwdOutputs =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
+/// The pass without gradients that also gives the state entering every checkpoint_every-th step, 0
+/// for none: what a device's kernels offer, in multiples of their own.
+ScanFwdOutputs selective_scan_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every);
+
+/// Whether autograd is on and one of them asks for a gradient.
+bool needs_gradient(std::initializer_list<Tensor> tensors);
+
 /// An empty tensor where the argument is absent.
 struct SelectiveScanGradients {
   Tensor u, delta, A, B, C, D, z, delta_bias, initial_state;

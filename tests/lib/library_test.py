@@ -34,6 +34,14 @@ def scan_arguments(T=19, B=3, D=6, N=4, G=2):
     return dict(arguments, reset=reset)
 
 
+def update_arguments(B=3, D=8, N=4, R=4, K=4):
+    return dict(
+        xz=randn(B, 2 * D, seed=1), conv_state=randn(B, K - 1, D, seed=2), ssm_state=randn(B, D, N, seed=3),
+        conv_weight=randn(D, K, seed=4), conv_bias=randn(D, seed=5), x_proj_weight=randn(R + 2 * N, D, seed=6),
+        dt_proj_weight=randn(D, R, seed=7), dt_proj_bias=randn(D, seed=8), A_log=randn(D, N, seed=9), D=randn(D, seed=10),
+        reset=torch.arange(B) == 1)
+
+
 def plain_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset):
     h, outputs = initial_state, []
     delta = F.softplus(delta + delta_bias)
@@ -130,6 +138,10 @@ class Library(OpTest):
         arguments = dict(x=randn(9, 3, 8, seed=1), weight=randn(8, seed=2), residual=randn(9, 3, 8, seed=3))
         self.same(ops.rms_norm, plain, arguments)
         self.check(ops.rms_norm, arguments)
+
+    def test_mamba_update(self):
+        self.check(ops.mamba_update, update_arguments())
+        self.check(ops.mamba_update_, {k: x.detach() for k, x in update_arguments().items()})
 
     def test_gru(self):
         def plain(x, w_ih, w_hh, b_ih, b_hh, initial_state):
@@ -266,6 +278,24 @@ class OnCuda(OpTest):
             graph.replay()
             self.assertTrue(torch.equal(y, expected[t]))
         self.assertTrue(torch.equal(state, last_state))
+
+    def test_a_graph_holds_a_blocks_acting_step(self):
+        a = {k: x.detach() for k, x in to_device(update_arguments(), "cuda").items()}
+        conv, ssm, xz = a["conv_state"].clone(), a["ssm_state"].clone(), a["xz"].clone()
+        graph, y = capture(lambda: ops.mamba_update_(**dict(a, xz=xz, conv_state=conv, ssm_state=ssm)))
+        expected = ops.mamba_update(**a)
+        conv.copy_(a["conv_state"]), ssm.copy_(a["ssm_state"])
+        for _ in range(3):
+            graph.replay()
+            for got, wanted in zip((y, conv, ssm), expected):
+                self.assertTrue(torch.equal(got, wanted))
+            xz.mul_(0.9)
+            expected = ops.mamba_update(**dict(a, xz=xz, conv_state=expected[1], ssm_state=expected[2]))
+
+    def test_mamba_update(self):
+        arguments = to_device(update_arguments(), "cuda")
+        self.check(ops.mamba_update, arguments)
+        self.check(ops.mamba_update_, {k: x.detach() for k, x in arguments.items()})
 
     def test_two_streams_do_not_disturb_each_other(self):
         arguments = to_device(scan_arguments(T=2000, D=32), "cuda")

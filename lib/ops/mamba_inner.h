@@ -1,0 +1,46 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+
+namespace retain {
+using at::Tensor;
+
+/// What a Mamba-1 block holds between its in_proj and its out_proj, by the public models' names.
+struct MambaWeights {
+  Tensor conv_weight;     ///< [d_inner, d_conv], the oldest tap first
+  Tensor conv_bias;       ///< [d_inner], or undefined
+  Tensor x_proj_weight;   ///< [dt_rank + 2 d_state, d_inner]: rows of dt, B, C
+  Tensor dt_proj_weight;  ///< [d_inner, dt_rank]
+  Tensor dt_proj_bias;    ///< [d_inner], or undefined
+  Tensor A_log;           ///< [d_inner, d_state]: A = -exp(A_log)
+  Tensor D;               ///< [d_inner], or undefined
+};
+
+/// The Mamba-1 block between in_proj and out_proj (Gu & Dao 2023, arXiv:2312.00752, section 3.4,
+/// figure 3), over a sequence:
+///   (x, z) = xz;  x = silu(conv1d(x));  (dt, B, C) = x_proj x;  delta = dt_proj dt
+///   y = selective_scan(x, delta, A, B, C, D, z), with softplus and dt_proj_bias
+/// Shapes: xz [T, B, 2 d_inner]; conv_state [B, d_conv - 1, d_inner]; ssm_state [B, d_inner,
+/// d_state]; reset [T, B] bool. Returns y [T, B, d_inner] of xz's dtype and the two states after
+/// the last step. Differentiable in all but reset. Throws c10::Error naming the argument.
+std::tuple<Tensor, Tensor, Tensor> mamba_inner(const Tensor& xz, const Tensor& conv_state,
+                                               const Tensor& ssm_state, const MambaWeights& weights,
+                                               const std::optional<Tensor>& reset = {});
+
+/// One step of it, the acting step: xz [B, 2 d_inner], reset [B] bool; returns y [B, d_inner] and
+/// the two new states. On CUDA without gradients three launches: convolution, x_proj, and all that
+/// follows; the product of low rank, dt_proj, is then summed in another order than in a sequence.
+std::tuple<Tensor, Tensor, Tensor> mamba_update(const Tensor& xz, const Tensor& conv_state,
+                                                const Tensor& ssm_state,
+                                                const MambaWeights& weights,
+                                                const std::optional<Tensor>& reset = {});
+
+/// The same with the states written in place; returns y. Addresses stay, so that a CUDA graph can
+/// hold the call. Throws if a gradient is asked for.
+Tensor mamba_update_(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
+                     const MambaWeights& weights, const std::optional<Tensor>& reset = {});
+
+}  // namespace retain

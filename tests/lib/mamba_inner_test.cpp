@@ -1,0 +1,135 @@
+#include "lib/mamba_inner_problem.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "support/cuda.h"
+#include "support/errors.h"
+
+namespace retain {
+namespace {
+
+using namespace testing;
+
+/// On a GPU, with inputs and outputs on the CPU, or on the CPU.
+Op on(at::Device device, const Op& op) { return device.is_cuda() ? on_cuda(op) : op; }
+
+class MambaUpdate : public ::testing::TestWithParam<at::DeviceType> {
+ protected:
+  void SetUp() override {
+    if (GetParam() == at::kCUDA) RETAIN_NEEDS_CUDA();
+  }
+  at::Device device() const { return GetParam(); }
+};
+
+INSTANTIATE_TEST_SUITE_P(On, MambaUpdate, ::testing::Values(at::kCPU, at::kCUDA),
+                         [](const auto& test) {
+                           return std::string(test.param == at::kCUDA ? "Cuda" : "Cpu");
+                         });
+
+TEST_P(MambaUpdate, StepsFollowTheSequenceInFp64) {
+  const at::NoGradGuard no_grad;
+  for (const auto& p : odd_mamba_shapes()) {
+    SCOPED_TRACE(::testing::Message() << p.B << " " << p.D << " " << p.N << " " << p.R);
+    const auto exact = [&](at::ScalarType dtype) {
+      return sequence(p)(to(to(inputs_of(p), dtype), at::kDouble));
+    };
+    const auto steps = [&](at::ScalarType dtype) {
+      return on(device(), updates(p))(to(inputs_of(p), dtype));
+    };
+    expect_close(steps(at::kFloat), exact(at::kFloat), 1e-6);
+    expect_close(steps(at::kBFloat16), exact(at::kBFloat16), 2e-2);  // rounded between the ops
+    expect_close(steps(at::kHalf), exact(at::kHalf), 3e-3);
+    expect_close(steps(at::kDouble), exact(at::kDouble), 1e-13);
+  }
+}
+
+TEST_P(MambaUpdate, InPlaceIsTheSameBits) {
+  const at::NoGradGuard no_grad;
+  for (const auto& p : odd_mamba_shapes()) {
+    for (const auto dtype : {at::kFloat, at::kDouble}) {
+      const auto inputs = to(inputs_of(p), dtype);
+      expect_bit_equal(on(device(), updates(p, true))(inputs), on(device(), updates(p))(inputs));
+    }
+  }
+}
+
+TEST_P(MambaUpdate, WritesStatesOfAnyLayoutWhereTheyLie) {
+  const at::NoGradGuard no_grad;
+  const MambaProblem p{1, 3, 20, 8, 4};
+  const auto in = [&] {
+    Tensors moved;
+    for (const auto& x : to(inputs_of(p), at::kFloat)) moved.push_back(x.to(device()));
+    return moved;
+  }();
+  const auto conv = in[1].transpose(1, 2).contiguous().transpose(1, 2);
+  const auto ssm = at::zeros({3, 20, 16}, in[2].options()).slice(2, 0, std::nullopt, 2);
+  ssm.copy_(in[2]);
+  const auto y = mamba_update_(in[0][0], conv, ssm, weights_of(p, in));
+  const auto [expected, new_conv, new_ssm] =
+      mamba_update(in[0][0], in[1], in[2], weights_of(p, in));
+  expect_bit_equal({y, conv, ssm}, {expected, new_conv, new_ssm});
+}
+
+TEST_P(MambaUpdate, AResetForgetsEvenNaN) {
+  const at::NoGradGuard no_grad;
+  const MambaProblem p{1, 3, 20, 8, 4, 4, false};
+  Tensors in;
+  for (const auto& x : to(inputs_of(p), at::kFloat)) in.push_back(x.to(device()));
+  const auto weights = weights_of(p, in);
+  const auto poisoned = [&](const Tensor& state) {
+    return at::full_like(state, std::numeric_limits<float>::quiet_NaN());
+  };
+  const auto reset = at::ones({3}, at::TensorOptions(device()).dtype(at::kBool));
+  const auto got = mamba_update(in[0][0], poisoned(in[1]), poisoned(in[2]), weights, reset);
+  const auto fresh = mamba_update(in[0][0], at::zeros_like(in[1]), at::zeros_like(in[2]), weights);
+  expect_bit_equal(std::get<0>(got), std::get<0>(fresh));
+  expect_bit_equal(std::get<1>(got), std::get<1>(fresh));
+  expect_bit_equal(std::get<2>(got), std::get<2>(fresh));
+}
+
+TEST_P(MambaUpdate, GradientsAreThoseOfTheSequence) {
+  const MambaProblem p{3, 2, 10, 4, 3};
+  const auto got = differentiate(on(device(), updates(p)), inputs_of(p));
+  const auto expected = differentiate(sequence(p), inputs_of(p));
+  expect_close(got.outputs, expected.outputs, 1e-12);
+  expect_close(got.gradients, expected.gradients, 1e-11);
+}
+
+TEST_P(MambaUpdate, InPlaceBumpsVersionsAndRefusesGradients) {
+  const MambaProblem p{1, 2, 8, 4, 2};
+  Tensors in;
+  for (const auto& x : to(inputs_of(p), at::kFloat)) in.push_back(x.to(device()));
+  const auto conv_version = in[1]._version(), ssm_version = in[2]._version();
+  mamba_update_(in[0][0], in[1], in[2], weights_of(p, in));
+  EXPECT_GT(in[1]._version(), conv_version);
+  EXPECT_GT(in[2]._version(), ssm_version);
+  in[4].requires_grad_();
+  expect_error([&] { mamba_update_(in[0][0], in[1], in[2], weights_of(p, in)); },
+               {"mamba_update_: the states are written in place, without gradients"});
+}
+
+TEST(MambaUpdateDoor, BadInputIsNamed) {
+  const MambaProblem p{1, 2, 8, 4, 2};
+  const auto in = to(inputs_of(p), at::kFloat);
+  const auto weights = weights_of(p, in);
+  const auto xz = in[0][0];
+  expect_error([&] { mamba_update(xz.narrow(1, 0, 15), in[1], in[2], weights); },
+               {"mamba_update: xz must be [B, 2 d_inner] = [2, 16], got [2, 15]"});
+  expect_error([&] { mamba_update(xz, in[2], in[2], weights); },
+               {"conv_state must be [B, d_conv - 1, d_inner] = [2, 3, 8], got [2, 8, 4]"});
+  expect_error([&] { mamba_update_(xz, in[1], in[2].to(at::kDouble), weights); },
+               {"mamba_update_: ssm_state must have the dtype of xz, Float"});
+  auto wrong = weights;
+  wrong.x_proj_weight = in[4].narrow(0, 0, 9);
+  expect_error([&] { mamba_update(xz, in[1], in[2], wrong); },
+               {"x_proj_weight must be [dt_rank + 2 d_state, d_inner] = [10, 8], got [9, 8]"});
+  expect_error([&] { mamba_update(xz, in[1], in[2], weights, at::zeros({2})); },
+               {"reset must be bool"});
+  expect_error([&] { mamba_update(Tensor(), in[1], in[2], weights); },
+               {"xz must be a tensor, got an undefined one"});
+}
+
+}  // namespace
+}  // namespace retain

@@ -1,0 +1,106 @@
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <retain/lib/cores/recompute.h>
+#include <retain/lib/cores/registry.h>
+
+#include "support/errors.h"
+#include "support/op_checks.h"
+
+namespace retain {
+namespace {
+
+using namespace testing;
+
+constexpr int64_t kSteps = 21, kBatch = 3, kWidth = 8;
+
+/// Outputs, last state, and gradients of x, of the initial state and of every weight.
+Tensors everything(const std::shared_ptr<Core>& core, bool recompute) {
+  auto x = randn({kSteps, kBatch, kWidth}, 1).requires_grad_();
+  State state(kBatch);
+  Tensors inputs = {x};
+  for (const auto& [name, part] : core->initial_state(kBatch).parts()) {
+    inputs.push_back(randn(part.sizes(), 2).requires_grad_());
+    state.insert(name, inputs.back());
+  }
+  const auto reset = random_mask({kSteps, kBatch}, 0.1, 3);
+  const auto output =
+      recompute ? recomputed_forward(core, x, state, reset) : core->forward(x, state, reset);
+  Tensors outputs = {output.y}, weights = {randn(output.y.sizes(), 4)};
+  for (const auto& part : output.state.parts()) {
+    outputs.push_back(part.second);
+    weights.push_back(randn(part.second.sizes(), 5));
+  }
+  for (const auto& parameter : core->parameters()) inputs.push_back(parameter);
+  auto result = torch::autograd::grad(outputs, inputs, weights);
+  for (const auto& y : outputs) result.push_back(y.detach());
+  return result;
+}
+
+class RecomputedForward : public ::testing::TestWithParam<std::string> {
+ protected:
+  std::shared_ptr<Core> core() const {
+    at::manual_seed(1);
+    return make_core({.name = GetParam(), .d_model = kWidth, .n_layers = 2, .d_state = 4});
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Every, RecomputedForward, ::testing::ValuesIn(core_names()),
+                         [](const auto& test) { return test.param; });
+
+TEST_P(RecomputedForward, GivesTheSameBits) {
+  expect_bit_equal(everything(core(), true), everything(core(), false));
+}
+
+TEST_P(RecomputedForward, AsAnOptionOfTheStackGivesTheSameBits) {
+  at::manual_seed(1);
+  const auto stack = make_core(
+      {.name = GetParam(), .d_model = kWidth, .n_layers = 2, .recompute = true, .d_state = 4});
+  expect_bit_equal(everything(stack, false), everything(core(), false));
+}
+
+/// Counts its calls.
+class CountingCore : public Core {
+ public:
+  explicit CountingCore(std::shared_ptr<Core> core)
+      : core_(register_module("core", std::move(core))) {}
+  int64_t d_model() const override { return core_->d_model(); }
+  State initial_state(int64_t batch) const override { return core_->initial_state(batch); }
+  CoreOutput forward(const Tensor& x, const State& state, const Tensor& reset = {}) override {
+    ++calls;
+    with_graph += at::GradMode::is_enabled() ? 1 : 0;
+    return core_->forward(x, state, reset);
+  }
+  int calls = 0, with_graph = 0;
+
+ private:
+  std::shared_ptr<Core> core_;
+};
+
+TEST(RecomputedForwardCost, TheGraphIsBuiltInTheBackwardOnly) {
+  const auto core = std::make_shared<CountingCore>(make_core({.d_model = kWidth}));
+  const auto x = randn({kSteps, kBatch, kWidth}, 1);
+  auto output = recomputed_forward(core, x, core->initial_state(kBatch));
+  EXPECT_EQ(core->calls, 1);
+  EXPECT_EQ(core->with_graph, 0);
+  output.y.sum().backward();
+  EXPECT_EQ(core->calls, 2);
+  EXPECT_EQ(core->with_graph, 1);
+  EXPECT_GT(core->parameters()[0].grad().abs().sum().item<double>(), 0);
+  const at::NoGradGuard no_grad;
+  recomputed_forward(core, x, core->initial_state(kBatch));
+  EXPECT_EQ(core->calls, 3);
+}
+
+TEST(RecomputedForwardCost, RefusesWeightsChangedBeforeTheBackward) {
+  const auto core = make_core({.d_model = kWidth});
+  const auto x = randn({kSteps, kBatch, kWidth}, 1);
+  const auto output = recomputed_forward(core, x, core->initial_state(kBatch));
+  {
+    const at::NoGradGuard no_grad;
+    core->parameters()[0].add_(1);
+  }
+  expect_error([&] { output.y.sum().backward(); }, {"modified by an inplace operation"});
+}
+
+}  // namespace
+}  // namespace retain
