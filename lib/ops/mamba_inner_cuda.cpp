@@ -2,6 +2,7 @@
 #include <ATen/autocast_mode.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <retain/kernels/causal_conv1d/causal_conv1d_cuda.h>
+#include <retain/kernels/mamba_update/mamba_update_cuda.h>
 #include <retain/kernels/selective_scan/selective_scan_cuda.h>
 #include <retain/lib/ops/cuda_arguments.h>
 #include <retain/lib/ops/mamba_inner_tensors.h>
@@ -83,6 +84,44 @@ Tensor scan(const Tensor& x, const Tensor& xz, const Tensor& dt_B_C, const Tenso
   return y;
 }
 
+/// The step in one kernel, or an undefined tensor where none takes these sizes.
+Tensor fused(const Tensor& xz, const Tensor& conv_from, const Tensor& ssm_from,
+             const MambaWeights& w, const Optional& reset, const Tensor& conv_to,
+             const Tensor& ssm_to) {
+  const auto conv_weight = dense(w.conv_weight, at::kFloat);
+  const auto conv_bias = dense(w.conv_bias, at::kFloat);
+  const auto x_proj = dense(w.x_proj_weight, at::kFloat);
+  const auto dt_weight = dense(w.dt_proj_weight, at::kFloat);
+  const auto dt_bias = dense(w.dt_proj_bias, at::kFloat);
+  const auto A_log = dense(w.A_log, at::kFloat), D = dense(w.D, at::kFloat);
+  kernels::MambaUpdateCuda params{.B = xz.size(0),
+                                  .D = A_log.size(0),
+                                  .N = A_log.size(1),
+                                  .K = conv_weight.size(1),
+                                  .R = dt_weight.size(1),
+                                  .type = activation_type(xz.scalar_type()),
+                                  .xz = xz.const_data_ptr(),
+                                  .xz_stride = xz.stride(0),
+                                  .conv_weight = pointer<float>(conv_weight),
+                                  .conv_bias = pointer<float>(conv_bias),
+                                  .x_proj_weight = pointer<float>(x_proj),
+                                  .dt_weight = pointer<float>(dt_weight),
+                                  .dt_bias = pointer<float>(dt_bias),
+                                  .A_log = pointer<float>(A_log),
+                                  .D_skip = pointer<float>(D),
+                                  .reset = present(reset) ? reset->const_data_ptr<bool>() : nullptr,
+                                  .reset_stride = present(reset) ? reset->stride(0) : 0,
+                                  .conv_state = pointer<float>(conv_from),
+                                  .ssm_state = pointer<float>(ssm_from),
+                                  .new_conv_state = mutable_pointer<float>(conv_to),
+                                  .new_ssm_state = mutable_pointer<float>(ssm_to)};
+  if (!kernels::mamba_update_cuda_takes(params)) return {};
+  const auto y = at::empty({params.B, params.D}, xz.options());
+  params.y = y.mutable_data_ptr();
+  kernels::mamba_update_cuda(params, current_stream());
+  return y;
+}
+
 /// One step from the states `conv_from`, `ssm_from` to `conv_to`, `ssm_to`; all dense fp32.
 Tensor step(const Tensor& xz_in, const Tensor& conv_from, const Tensor& ssm_from,
             const MambaWeights& weights, const Optional& reset, const Tensor& conv_to,
@@ -91,6 +130,8 @@ Tensor step(const Tensor& xz_in, const Tensor& conv_from, const Tensor& ssm_from
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       at::autocast::get_autocast_dispatch_key_from_device_type(at::kCUDA));
   const auto xz = with_dense_rows(xz_in, xz_in.scalar_type());
+  const auto y = fused(xz, conv_from, ssm_from, weights, reset, conv_to, ssm_to);
+  if (y.defined()) return y;
   const auto x = convolve(xz, conv_from, weights, reset, conv_to);
   const auto dt_B_C = at::linear(x, weights.x_proj_weight.to(x.scalar_type()));
   return scan(x, xz, dt_B_C, ssm_from, weights, reset, ssm_to);

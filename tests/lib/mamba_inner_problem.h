@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <retain/lib/ops/mamba_inner.h>
 
+#include <cmath>
+
 #include "support/op_checks.h"
 
 namespace retain::testing {
@@ -20,8 +22,8 @@ inline Tensors inputs_of(const MambaProblem& p, uint64_t seed = 1) {
                     randn({p.B, p.K - 1, p.D}, seed + 1, wide),
                     randn({p.B, p.D, p.N}, seed + 2, wide),
                     randn({p.D, p.K}, seed + 3, wide),
-                    0.3 * randn({p.R + 2 * p.N, p.D}, seed + 4, wide),
-                    0.3 * randn({p.D, p.R}, seed + 5, wide),
+                    randn({p.R + 2 * p.N, p.D}, seed + 4, wide) / std::sqrt(p.D),
+                    randn({p.D, p.R}, seed + 5, wide) / std::sqrt(p.R),
                     0.5 * randn({p.D, p.N}, seed + 6, wide)};
   if (!p.options) return inputs;
   inputs.push_back(randn({p.D}, seed + 7, wide));
@@ -79,9 +81,28 @@ inline Op updates(const MambaProblem& p, bool in_place = false) {
 /// Channels, states and ranks that fill no tile; few and many taps; absent arguments.
 inline std::vector<MambaProblem> odd_mamba_shapes() {
   return {
-      {1, 1, 16, 16, 1},  {3, 2, 20, 8, 3},     {5, 3, 32, 16, 4},           {2, 2, 64, 17, 5, 3},
-      {4, 70, 12, 4, 20}, {3, 2, 9, 5, 2, 2},   {3, 1, 6, 3, 1, 6},          {2, 3, 33, 64, 9},
-      {2, 1, 8, 256, 7},  {3, 300, 40, 16, 16}, {2, 2, 24, 16, 36, 4, false}};
+      {1, 1, 16, 16, 1},
+      {3, 2, 20, 8, 3},
+      {5, 3, 32, 16, 4},
+      {2, 2, 64, 17, 5, 3},
+      {4, 70, 12, 4, 20},
+      {3, 2, 9, 5, 2, 2},
+      {3, 1, 6, 3, 1, 6},
+      {2, 3, 33, 64, 9},
+      {2, 1, 8, 256, 7},
+      {3, 300, 40, 16, 16},
+      {2, 2, 24, 16, 36, 4, false},
+      // sizes of the fused kernel: one block and several, a rest of rows, a rank beyond the lanes
+      {3, 4100, 32, 16, 2},
+      {3, 7, 64, 16, 4},
+      {3, 1, 128, 16, 8},
+      {3, 9, 256, 16, 37},
+      {3, 301, 512, 16, 16},
+      {2, 5, 1024, 16, 64},
+      {2, 5, 32, 32, 4},
+      {2, 5, 64, 32, 70},
+      {3, 6, 128, 32, 20},
+      {2, 3, 512, 32, 9, 4, false}};
 }
 
 }  // namespace retain::testing

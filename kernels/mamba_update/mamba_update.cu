@@ -1,0 +1,497 @@
+// The acting step of a Mamba-1 block between in_proj and out_proj (Gu & Dao 2023,
+// arXiv:2312.00752, section 3.4):
+//   x' = silu(conv1d(x));  (dt, B, C) = x_proj x';  delta' = softplus(dt_proj dt + bias)
+//   h ← exp(delta' A) h + delta' x' B;  y = (Σ_n C h + D x') silu(z)
+// A cluster of blocks owns all channels of a few rows at a time, a block a part of the channels, a
+// thread four states of a channel. Every block sums x_proj over its own channels and sends the sums
+// to all blocks of the cluster, which add them up in one order; a barrier in shared memory counts
+// what has come, so that no block waits for the others' writes to memory. While the states of one
+// group of rows advance, the next group's sums travel between the blocks, and its states, most of
+// all bytes, from memory to each thread's own place in shared memory.
+
+#include <cooperative_groups.h>
+#include <retain/kernels/mamba_update/mamba_update_cuda.h>
+#include <retain/kernels/selective_scan/selective_scan.cuh>
+
+#include <utility>
+
+namespace retain::kernels {
+namespace {
+
+namespace cg = cooperative_groups;
+
+constexpr int kRows = 4;  ///< that are worked on at once
+constexpr int kTaps = 4;
+
+/// How a block lies over channels and states, and how many blocks own all channels.
+template <int kLanes, int kThreads, int kBlocks>
+struct UpdateLayout : ScanLayout<kLanes, 4, kThreads> {
+  static constexpr int blocks = kBlocks;
+  static constexpr int blocks_an_sm = 1024 / kThreads;        ///< that registers allow
+  static constexpr int parts = UpdateLayout::channels / 32;   ///< channels a lane of x_proj
+  static constexpr int D = UpdateLayout::channels * kBlocks;  ///< d_inner
+  static constexpr int N = UpdateLayout::padded_n;            ///< d_state
+};
+
+/// Shared memory; what depends on dt_rank lies behind it. What a turn writes may still be read in
+/// the turn before, x in the one before that.
+template <class Layout>
+struct alignas(16) UpdateShared {
+  float4 h[2][kRows][Layout::threads];
+  float4 dt_weight[Layout::threads];  ///< each thread's first four
+  float4 taps[Layout::channels];
+  float conv_bias[Layout::channels];
+  float x[3][kRows][Layout::channels];
+  int reset[3][kRows];
+  uint64_t arrived[2];  ///< barriers that count the bytes of the cluster's sums
+};
+
+/// Sizes that follow dt_rank, and the shared memory that lies behind UpdateShared.
+template <class Layout>
+struct UpdateArrays {
+  static constexpr int at_once = 4 * Layout::lanes;  ///< of dt, by the lanes of a channel
+  int outputs;                                       ///< of x_proj: dt_rank + 2 d_state
+  int rank;                                          ///< dt_rank, padded
+  int width;                                         ///< of a row of (dt, B, C), dt padded
+
+  __host__ __device__ explicit UpdateArrays(int64_t R)
+      : outputs(static_cast<int>(R) + 2 * Layout::N),
+        rank((static_cast<int>(R) + at_once - 1) / at_once * at_once),
+        width(rank + 2 * Layout::N) {}
+
+  __host__ __device__ int sums_size() const { return kRows * outputs * Layout::blocks; }
+  /// [outputs, channels], the block's part of the weight
+  __device__ float* x_proj(char* memory) const {
+    return reinterpret_cast<float*>(memory + sizeof(UpdateShared<Layout>));
+  }
+  /// [2, kRows, outputs, blocks]
+  __device__ float* sums(char* memory) const { return x_proj(memory) + outputs * Layout::channels; }
+  /// [2, kRows, width]
+  __device__ float* totals(char* memory) const { return sums(memory) + 2 * sums_size(); }
+
+  size_t bytes() const {
+    const int floats = outputs * Layout::channels + 2 * sums_size() + 2 * kRows * width;
+    return sizeof(UpdateShared<Layout>) + floats * sizeof(float);
+  }
+};
+
+__device__ __forceinline__ unsigned shared_address(const void* shared) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+}
+__device__ __forceinline__ void copy_ahead(void* shared, const float* from) {
+  const unsigned to = shared_address(shared);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from));
+}
+__device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;"); }
+__device__ __forceinline__ void await_all_but_newest() {
+  asm volatile("cp.async.wait_group 1;" ::: "memory");
+}
+
+__device__ __forceinline__ void init_barrier(uint64_t* barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)));
+}
+/// One phase of the barrier ends when so many bytes have come.
+__device__ __forceinline__ void expect(uint64_t* barrier, unsigned bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+}
+__device__ __forceinline__ void await(uint64_t* barrier, unsigned phase) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}" ::"r"(shared_address(barrier)),
+      "r"(phase)
+      : "memory");
+}
+/// The address of the same place in another block of the cluster.
+__device__ __forceinline__ unsigned address_in(const void* shared, int block) {
+  unsigned there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(there)
+      : "r"(shared_address(shared)), "r"(block));
+  return there;
+}
+/// Writes a value into another block's memory, and tells its barrier.
+__device__ __forceinline__ void send(unsigned to, float value, unsigned barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(to),
+      "f"(value), "r"(barrier));
+}
+
+/// What a thread keeps of the weights for its channel's states.
+struct ChannelWeights {
+  float A[4], bias, D;
+};
+
+__device__ __forceinline__ ChannelWeights load_channel(const MambaUpdateCuda& p, int channel,
+                                                       const float* A_at) {
+  const float4 A_log = *reinterpret_cast<const float4*>(A_at);
+  return {.A = {-expf(A_log.x) * kLog2e, -expf(A_log.y) * kLog2e, -expf(A_log.z) * kLog2e,
+                -expf(A_log.w) * kLog2e},
+          .bias = p.dt_bias != nullptr ? p.dt_bias[channel] : 0.f,
+          .D = p.D_skip != nullptr ? p.D_skip[channel] : 0.f};
+}
+
+/// The weights that lie in shared memory.
+template <class Layout>
+__device__ __forceinline__ void load_shared(const MambaUpdateCuda& p, int first,
+                                            UpdateShared<Layout>& shared, float* x_proj,
+                                            int outputs) {
+  constexpr int kFours = Layout::channels / 4;  // of one output
+  for (int i = threadIdx.x; i < outputs * kFours; i += Layout::threads) {
+    copy_ahead(x_proj + 4 * i, p.x_proj_weight + i / kFours * Layout::D + first + i % kFours * 4);
+  }
+  for (int i = threadIdx.x; i < Layout::channels; i += Layout::threads) {
+    copy_ahead(&shared.taps[i], p.conv_weight + (first + i) * kTaps);
+    shared.conv_bias[i] = p.conv_bias != nullptr ? p.conv_bias[first + i] : 0.f;
+  }
+  const int R = static_cast<int>(p.R), lane = threadIdx.x % Layout::lanes;
+  const float* dt = p.dt_weight + (first + threadIdx.x / Layout::lanes) * R;
+  float w[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) w[i] = 4 * lane + i < R ? dt[4 * lane + i] : 0.f;
+  shared.dt_weight[threadIdx.x] = {w[0], w[1], w[2], w[3]};
+  close_copies();
+}
+
+/// The inputs of a thread's value of the convolution, on their way: bits that nothing looks at yet.
+template <typename T, class Layout>
+struct ConvInputs {
+  float before[kTaps - 1];
+  T x;
+  unsigned char reset;
+
+  /// Row b's, of a channel.
+  __device__ __forceinline__ void fetch(const MambaUpdateCuda& p, int b, int channel) {
+    if (b >= static_cast<int>(p.B)) return;
+    reset = 0;
+    if (p.reset != nullptr) {
+      reset = reinterpret_cast<const unsigned char*>(p.reset)[b * static_cast<int>(p.reset_stride)];
+    }
+    x = static_cast<const T*>(p.xz)[b * static_cast<int>(p.xz_stride) + channel];
+    const float* state = p.conv_state + b * (kTaps - 1) * Layout::D + channel;
+#pragma unroll
+    for (int k = 0; k < kTaps - 1; ++k) before[k] = state[k * Layout::D];
+  }
+
+  /// silu(conv1d(x)), and the new state to memory.
+  __device__ __forceinline__ float convolve(const MambaUpdateCuda& p, float4 taps, float bias,
+                                            int b, int channel) {
+    if (b >= static_cast<int>(p.B)) return 0.f;
+#pragma unroll
+    for (int k = 0; k < kTaps - 1; ++k) {
+      if (reset != 0) before[k] = 0.f;
+    }
+    const float now = to_float(x);
+    const float sum =
+        fmaf(taps.w, now,
+             fmaf(taps.z, before[2], fmaf(taps.y, before[1], fmaf(taps.x, before[0], bias))));
+    float* state = p.new_conv_state + b * (kTaps - 1) * Layout::D + channel;
+    state[0] = before[1];
+    state[Layout::D] = before[2];
+    state[2 * Layout::D] = now;
+    return sum * sigmoid(sum);
+  }
+};
+
+/// Sums each of 16 values over a warp; lane l gets the total of value l % 16.
+__device__ __forceinline__ float sum_over_warp(float (&value)[16]) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int bit = 1; bit < 16; bit *= 2) {
+    const bool odd = (lane & bit) != 0;
+#pragma unroll
+    for (int j = 0; j < 8 / bit; ++j) {
+      const float keep = odd ? value[2 * j + 1] : value[2 * j];
+      const float give = odd ? value[2 * j] : value[2 * j + 1];
+      value[j] = keep + __shfl_xor_sync(~0u, give, bit);
+    }
+  }
+  return value[0] + __shfl_xor_sync(~0u, value[0], 16);
+}
+
+/// Sums x_proj over the block's channels and sends the sums to every block, four outputs a warp at
+/// a time. `sums` is the block's own place in an array that each block has; `arrived` its barrier.
+template <class Layout>
+__device__ __forceinline__ void project(const float* weights, int outputs,
+                                        const float (&x)[kRows][Layout::channels],
+                                        const float* sums, const uint64_t* arrived) {
+  static_assert(kRows == 4);
+  constexpr int kBlocks = Layout::blocks;
+  const int lane = threadIdx.x % 32, own_row = lane % kRows, own_output = lane / kRows % 4;
+  for (int o = threadIdx.x / 32 * 4; o < outputs; o += 4 * Layout::warps) {
+    float sum[16] = {};
+#pragma unroll
+    for (int i = 0; i < Layout::parts; ++i) {
+      float input[kRows];
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) input[row] = x[row][lane + 32 * i];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const float w = weights[min(o + k, outputs - 1) * Layout::channels + lane + 32 * i];
+#pragma unroll
+        for (int row = 0; row < kRows; ++row) {
+          sum[4 * k + row] = fmaf(w, input[row], sum[4 * k + row]);
+        }
+      }
+    }
+    const float total = sum_over_warp(sum);
+    if (o + own_output >= outputs) continue;
+    const float* to = sums + (own_row * outputs + o + own_output) * kBlocks;
+#pragma unroll
+    for (int first = 0; first < kBlocks; first += 2) {  // half of the lanes each
+      const int block = first + lane / 16;
+      if (block < kBlocks) send(address_in(to, block), total, address_in(arrived, block));
+    }
+  }
+}
+
+/// Adds the blocks' sums up, in their order: totals[row] = dt padded, B, C.
+template <class Layout>
+__device__ __forceinline__ void add_up(const UpdateArrays<Layout>& arrays, int R, const float* sums,
+                                       float* totals) {
+  constexpr int kThreadsARow = Layout::threads / kRows;
+  const int row = threadIdx.x / kThreadsARow;
+  for (int o = threadIdx.x % kThreadsARow; o < arrays.outputs; o += kThreadsARow) {
+    const float* from = sums + (row * arrays.outputs + o) * Layout::blocks;
+    float part[Layout::blocks], total = 0;
+#pragma unroll
+    for (int block = 0; block < Layout::blocks; ++block) part[block] = from[block];
+#pragma unroll
+    for (int block = 0; block < Layout::blocks; ++block) total += part[block];
+    totals[row * arrays.width + o + (o < R ? 0 : arrays.rank - R)] = total;
+  }
+}
+
+/// delta' of the group's rows, all of them to every lane of the channel.
+template <class Layout>
+__device__ __forceinline__ void step_sizes(const MambaUpdateCuda& p, float4 dt_weight, float bias,
+                                           int channel, int lane, const float* totals, int width,
+                                           float (&size)[kRows]) {
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    float dt[4];
+    read_states(totals + row * width + 4 * lane, dt);
+    size[row] =
+        fmaf(dt_weight.w, dt[3],
+             fmaf(dt_weight.z, dt[2], fmaf(dt_weight.y, dt[1], __fmul_rn(dt_weight.x, dt[0]))));
+  }
+  const int R = static_cast<int>(p.R);
+  for (int r = 4 * (Layout::lanes + lane); r < R; r += 4 * Layout::lanes) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float weight = r + i < R ? p.dt_weight[channel * R + r + i] : 0.f;
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+        size[row] = fmaf(weight, totals[row * width + r + i], size[row]);
+      }
+    }
+  }
+  // A lane makes the softplus of one row and hands it to the others.
+  const float own = softplus(sum_over_lanes<Layout>(size) + bias);
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) size[row] = __shfl_sync(~0u, own, row, Layout::lanes);
+}
+
+/// Advances the thread's states of the group's rows, `live` of which exist; returns y before the
+/// gate of row lane % kRows.
+template <class Layout>
+__device__ __forceinline__ float advance_rows(const MambaUpdateCuda& p, const ChannelWeights& w,
+                                              const UpdateShared<Layout>& shared,
+                                              const UpdateArrays<Layout>& arrays, int stage,
+                                              int place, const float* totals, int channel, int live,
+                                              float* to) {
+  const int channel_in_block = threadIdx.x / Layout::lanes, lane = threadIdx.x % Layout::lanes;
+  const auto& x = shared.x[place];
+  float size[kRows], sum[kRows];
+  step_sizes<Layout>(p, shared.dt_weight[threadIdx.x], w.bias, channel, lane, totals, arrays.width,
+                     size);
+  const float* B_at = totals + arrays.rank + 4 * lane;
+#pragma unroll
+  for (int row = 0; row < kRows; ++row, B_at += arrays.width) {
+    const float4 from = shared.h[stage][row][threadIdx.x];
+    float h[4] = {from.x, from.y, from.z, from.w}, B[4], C[4];
+    read_states(B_at, B);
+    read_states(B_at + Layout::N, C);
+    const float drive = __fmul_rn(size[row], x[row][channel_in_block]);
+    const bool reset = shared.reset[place][row] != 0;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      h[n] = advance(reset ? 0.f : h[n], size[row], w.A[n], drive, B[n]);
+    }
+    sum[row] = own_sum(C, h);
+    if (row < live) {
+      *reinterpret_cast<float4*>(to + row * Layout::D * Layout::N) = {h[0], h[1], h[2], h[3]};
+    }
+  }
+  const float total = sum_over_lanes<Layout>(sum);
+  return total + __fmul_rn(w.D, x[lane % kRows][channel_in_block]);
+}
+
+/// Each cluster takes groups of kRows rows, every (gridDim / blocks)-th.
+template <typename T, class Layout>
+__global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void mamba_update(
+    const __grid_constant__ MambaUpdateCuda p) {
+  extern __shared__ char memory[];
+  constexpr int kD = Layout::D, kRowStates = kD * Layout::N;
+  auto& shared = *reinterpret_cast<UpdateShared<Layout>*>(memory);
+  const UpdateArrays<Layout> arrays(p.R);
+  const auto cluster = cg::this_cluster();
+  const int me = cluster.block_rank(), first = me * Layout::channels;
+  const int batch = static_cast<int>(p.B), R = static_cast<int>(p.R);
+  const int rows = gridDim.x / Layout::blocks * kRows;  // from one group to the next
+  const int lane = threadIdx.x % Layout::lanes, channel = first + threadIdx.x / Layout::lanes;
+  const int state = channel * Layout::N + 4 * lane;  // offset of the thread's first in a row
+  int b = blockIdx.x / Layout::blocks * kRows;
+
+  const auto fetch_states = [&](int b, int stage) {
+    const float* from = p.ssm_state + b * kRowStates + state;
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      if (b + row < batch) {
+        copy_ahead(&shared.h[stage][row][threadIdx.x], from + row * kRowStates);
+      }
+    }
+    close_copies();
+  };
+  ConvInputs<T, Layout> inputs;
+  const int conv_row = threadIdx.x / Layout::channels, conv_at = threadIdx.x % Layout::channels;
+  const auto convolve = [&](int place, int b) {
+    if (conv_row >= kRows) return;
+    const float y = inputs.convolve(p, shared.taps[conv_at], shared.conv_bias[conv_at],
+                                    b + conv_row, first + conv_at);
+    shared.x[place][conv_row][conv_at] = y;
+    if (conv_at == 0) shared.reset[place][conv_row] = inputs.reset;
+    inputs.fetch(p, b + rows + conv_row, first + conv_at);
+  };
+
+  load_shared(p, first, shared, arrays.x_proj(memory), arrays.outputs);
+  fetch_states(b, 0);
+  if (conv_row < kRows) inputs.fetch(p, b + conv_row, first + conv_at);
+  const ChannelWeights weights = load_channel(p, channel, p.A_log + state);
+  for (int i = threadIdx.x; i < 2 * kRows * arrays.width; i += Layout::threads) {
+    arrays.totals(memory)[i] = 0;  // dt's padding stays so
+  }
+  const unsigned bytes = arrays.sums_size() * sizeof(float);
+  if (threadIdx.x == 0) {
+    init_barrier(&shared.arrived[0]);
+    init_barrier(&shared.arrived[1]);
+    expect(&shared.arrived[0], bytes);
+  }
+  const float* const my_sums = arrays.sums(memory) + me;
+  await_all_but_newest();
+  cluster.sync();
+  convolve(0, b);
+  __syncthreads();
+  project<Layout>(arrays.x_proj(memory), arrays.outputs, shared.x[0], my_sums, &shared.arrived[0]);
+
+  for (int turn = 0, place = 0; b < batch; b += rows, ++turn) {
+    const int now = turn % 2, later = 1 - now, next_place = place == 2 ? 0 : place + 1;
+    const int live = min(batch - b, kRows);
+    const bool more = b + rows < batch;
+    fetch_states(b + rows, later);
+    T z = from_float<T>(0.f);
+    if (lane % kRows < live) {
+      const int at = (b + lane % kRows) * static_cast<int>(p.xz_stride) + kD + channel;
+      z = static_cast<const T*>(p.xz)[at];
+    }
+    float* const totals = arrays.totals(memory) + now * kRows * arrays.width;
+    await(&shared.arrived[now], turn / 2 % 2);
+    add_up(arrays, R, arrays.sums(memory) + now * arrays.sums_size(), totals);
+    if (more) {
+      if (threadIdx.x == 0) expect(&shared.arrived[later], bytes);
+      convolve(next_place, b + rows);
+    }
+    __syncthreads();
+    if (more) {
+      project<Layout>(arrays.x_proj(memory), arrays.outputs, shared.x[next_place],
+                      my_sums + later * arrays.sums_size(), &shared.arrived[later]);
+    }
+    await_all_but_newest();
+    const float y = advance_rows(p, weights, shared, arrays, now, place, totals, channel, live,
+                                 p.new_ssm_state + b * kRowStates + state);
+    if (lane < live) {
+      const float gate = to_float(z);
+      static_cast<T*>(p.y)[(b + lane) * kD + channel] =
+          from_float<T>(__fmul_rn(y, __fmul_rn(gate, sigmoid(gate))));
+    }
+    place = next_place;
+  }
+  cluster.sync();  // none leaves while another may send to it
+}
+
+/// Calls run(UpdateLayout{}) with the layout of these sizes, if there is one.
+template <typename Run>
+bool dispatch_update_layout(const MambaUpdateCuda& p, const Run& run) {
+  bool found = false;
+  const auto consider = [&](auto layout) {
+    if (p.N != layout.N || p.D != layout.D) return;
+    found = true;
+    run(layout);
+  };
+  consider(UpdateLayout<4, 128, 1>{});
+  consider(UpdateLayout<4, 128, 2>{});
+  consider(UpdateLayout<4, 512, 1>{});
+  consider(UpdateLayout<4, 512, 2>{});
+  consider(UpdateLayout<4, 512, 4>{});
+  consider(UpdateLayout<4, 512, 8>{});
+  consider(UpdateLayout<8, 256, 1>{});
+  consider(UpdateLayout<8, 256, 2>{});
+  consider(UpdateLayout<8, 512, 2>{});
+  consider(UpdateLayout<8, 512, 4>{});
+  consider(UpdateLayout<8, 512, 8>{});
+  return found;
+}
+
+}  // namespace
+
+bool mamba_update_cuda_takes(const MambaUpdateCuda& p) {
+  const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
+  constexpr size_t kShared = 227 << 10;  // of a block; half of it lets two run at once
+  bool fits = false;
+  dispatch_update_layout(
+      p, [&](auto layout) { fits = UpdateArrays<decltype(layout)>(p.R).bytes() <= kShared; });
+  const int64_t largest = p.B * std::max({p.D * p.N, p.xz_stride, p.reset_stride, 4 * p.D});
+  return fits && p.K == kTaps && largest < INT32_MAX && aligned(p.ssm_state) &&
+         aligned(p.new_ssm_state) && aligned(p.A_log) && aligned(p.conv_weight) &&
+         aligned(p.x_proj_weight);
+}
+
+void mamba_update_cuda(const MambaUpdateCuda& p, CudaStream stream) {
+  if (p.B * p.D == 0) return;
+  dispatch_activations(p.type, [&](auto element) {
+    using T = decltype(element);
+    dispatch_update_layout(p, [&](auto layout) {
+      using Layout = decltype(layout);
+      const auto kernel = mamba_update<T, Layout>;
+      const size_t bytes = UpdateArrays<Layout>(p.R).bytes();
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(bytes));
+      cudaLaunchAttribute cluster[2] = {};
+      cluster[0].id = cudaLaunchAttributeClusterDimension;
+      cluster[0].val.clusterDim = {Layout::blocks, 1, 1};
+      // Blocks of a cluster may share a multiprocessor: more clusters find room.
+      cluster[1].id = cudaLaunchAttributeClusterSchedulingPolicyPreference;
+      cluster[1].val.clusterSchedulingPolicyPreference = cudaClusterSchedulingPolicyLoadBalancing;
+      cudaLaunchConfig_t config = {};
+      config.gridDim = dim3(Layout::blocks);
+      config.blockDim = dim3(Layout::threads);
+      config.dynamicSmemBytes = bytes;
+      config.stream = stream;
+      config.attrs = cluster;
+      config.numAttrs = 2;
+      int resident = 1;  // clusters that run at once
+      cudaOccupancyMaxActiveClusters(&resident, kernel, &config);
+      const int64_t groups = (p.B + kRows - 1) / kRows;
+      const int64_t turns = (groups + resident - 1) / std::max(resident, 1);
+      const int64_t clusters = (groups + turns - 1) / turns;
+      config.gridDim = dim3(static_cast<unsigned>(clusters * Layout::blocks));
+      cudaLaunchKernelEx(&config, kernel, p);
+      check_launch("mamba_update");
+    });
+  });
+}
+
+}  // namespace retain::kernels

@@ -1,0 +1,46 @@
+#pragma once
+// The acting step of a Mamba-1 block between in_proj and out_proj as one CUDA kernel; the equations
+// are in lib/ops/mamba_inner.h.
+//
+// All pointers are device pointers, none is owned or kept. A call launches on its stream and
+// returns; it neither allocates nor synchronises. Throws std::runtime_error if CUDA refuses a
+// launch.
+
+#include <retain/kernels/common/cuda_types.h>
+
+#include <cstdint>
+
+namespace retain::kernels {
+
+struct MambaUpdateCuda {
+  int64_t B = 0;  ///< batch rows
+  int64_t D = 0;  ///< channels (d_inner)
+  int64_t N = 0;  ///< state indices (d_state)
+  int64_t K = 1;  ///< taps of the convolution
+  int64_t R = 0;  ///< dt_rank
+  ActivationType type = ActivationType::fp32;
+  const void* xz = nullptr;              ///< [B, 2 D], rows contiguous
+  int64_t xz_stride = 0;                 ///< elements from row to row
+  const float* conv_weight = nullptr;    ///< [D, K] contiguous, the oldest tap first
+  const float* conv_bias = nullptr;      ///< [D], or nullptr
+  const float* x_proj_weight = nullptr;  ///< [R + 2 N, D] contiguous
+  const float* dt_weight = nullptr;      ///< [D, R] contiguous
+  const float* dt_bias = nullptr;        ///< [D], or nullptr
+  const float* A_log = nullptr;          ///< [D, N] contiguous: A = -exp(A_log)
+  const float* D_skip = nullptr;         ///< [D], or nullptr
+  const bool* reset = nullptr;           ///< [B], or nullptr
+  int64_t reset_stride = 0;
+  const float* conv_state = nullptr;  ///< [B, K - 1, D] contiguous
+  const float* ssm_state = nullptr;   ///< [B, D, N] contiguous
+  float* new_conv_state = nullptr;    ///< out: may be conv_state
+  float* new_ssm_state = nullptr;     ///< out: may be ssm_state
+  void* y = nullptr;                  ///< out: [B, D] contiguous
+};
+
+/// Whether the kernel takes these sizes: K is 4; N is 16 and D 32, 64 or 128 to 1024 in powers of
+/// two, or N is 32 and D one of those up to 512; B is such that indices fit into 32 bits.
+bool mamba_update_cuda_takes(const MambaUpdateCuda& params);
+
+void mamba_update_cuda(const MambaUpdateCuda& params, CudaStream stream);
+
+}  // namespace retain::kernels
