@@ -15,6 +15,7 @@ namespace {
 using Optional = std::optional<Tensor>;
 using Pair = std::tuple<Tensor, Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Weights = std::tuple<Tensor, Tensor, Tensor>;  ///< gradients of all but x
 
 constexpr char kOp[] = "causal_conv1d";
 
@@ -78,23 +79,25 @@ Pair causal_conv1d_cpu(const Tensor& x, const Tensor& weight, const Optional& bi
   return {y.to(x.scalar_type()), last_state};
 }
 
-Gradients causal_conv1d_bwd_meta(const Optional&, const Optional&, const Tensor& x,
-                                 const Tensor& weight, const Optional& bias, bool, const Optional&,
-                                 const Optional&) {
-  return {at::empty_symint(x.sym_sizes(), x.options()), at::empty_like(weight),
+Weights causal_conv1d_bwd_into_meta(const Optional&, const Optional&, const Tensor& x,
+                                    const Tensor& weight, const Optional& bias, bool,
+                                    const Optional&, const Optional&, const Tensor&) {
+  return {at::empty_like(weight),
           at::empty_symint({x.sym_size(2)}, weight.options().dtype(dbias_dtype(weight, bias))),
           std::get<1>(empty_outputs(x, weight))};
 }
 
-Gradients causal_conv1d_bwd_cpu(const Optional& dy_in, const Optional& dlast_state_in,
-                                const Tensor& x, const Tensor& weight, const Optional& bias,
-                                bool silu, const Optional& initial_state, const Optional& reset) {
+Weights causal_conv1d_bwd_into_cpu(const Optional& dy_in, const Optional& dlast_state_in,
+                                   const Tensor& x, const Tensor& weight, const Optional& bias,
+                                   bool silu, const Optional& initial_state, const Optional& reset,
+                                   const Tensor& dx_out) {
   const Arguments args(x, weight, bias, silu, initial_state, reset);
   const auto dy = with_dense_rows(dy_in, args.dtype);
   const auto dlast_state = dense(dlast_state_in, args.dtype);
   const auto options = x.options().dtype(args.dtype);
   const kernels::ConvSizes size{x.size(0), x.size(1), x.size(2), args.taps()};
-  const auto dx = at::empty(x.sizes(), options);
+  const bool in_place = dx_out.scalar_type() == args.dtype && dx_out.stride(-1) == 1;
+  const auto dx = in_place ? dx_out : at::empty(x.sizes(), options);
   const auto dweight_rows =
       at::zeros({size.row_tiles(), size.K + 1, size.D}, options.dtype(at::kDouble));
   const auto dinitial_state = at::zeros({size.B, size.K - 1, size.D}, options);
@@ -112,12 +115,22 @@ Gradients causal_conv1d_bwd_cpu(const Optional& dy_in, const Optional& dlast_sta
                      kernels::causal_conv1d_bwd(params, begin, end, scratch.data());
                    });
   });
+  if (!in_place) Tensor(dx_out).copy_(dx);
   const auto sums = dweight_rows.sum(0);
-  return {dx.to(x.scalar_type()),
-          sums.narrow(0, 0, size.K)
+  return {sums.narrow(0, 0, size.K)
               .t()
               .to(weight.scalar_type(), false, true, at::MemoryFormat::Contiguous),
           sums.select(0, size.K).to(dbias_dtype(weight, bias)), dinitial_state};
+}
+
+/// With dx of its own.
+Gradients causal_conv1d_bwd(const Optional& dy, const Optional& dlast_state, const Tensor& x,
+                            const Tensor& weight, const Optional& bias, bool silu,
+                            const Optional& initial_state, const Optional& reset) {
+  const auto dx = at::empty_symint(x.sym_sizes(), x.options());
+  auto [dweight, dbias, dinitial_state] =
+      causal_conv1d_bwd_into(dy, dlast_state, x, weight, bias, silu, initial_state, reset, dx);
+  return {dx, dweight, dbias, dinitial_state};
 }
 
 Pair call(const Tensor& x, const Tensor& weight, const Optional& bias, bool silu,
@@ -133,7 +146,7 @@ Gradients call_bwd(const Tensor& dy, const Tensor& dlast_state, const Tensor& x,
                    const Tensor& reset) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("retain::causal_conv1d_bwd", "")
-                             .typed<decltype(causal_conv1d_bwd_cpu)>();
+                             .typed<decltype(causal_conv1d_bwd)>();
   return op.call(if_present(dy), if_present(dlast_state), x, weight, if_present(bias), silu,
                  if_present(initial_state), if_present(reset));
 }
@@ -173,7 +186,7 @@ class CausalConv1dFunction : public torch::autograd::Function<CausalConv1dFuncti
 
 Pair causal_conv1d_autograd(const Tensor& x, const Tensor& weight, const Optional& bias, bool silu,
                             const Optional& initial_state, const Optional& reset) {
-  if (!has_kernels("retain::causal_conv1d_bwd", x)) {
+  if (!has_kernels("retain::causal_conv1d_bwd_into", x)) {
     return causal_conv1d_reference(x, weight, bias, silu, initial_state, reset);
   }
   const auto outputs = CausalConv1dFunction::apply(x, weight, bias, silu, initial_state, reset);
@@ -181,6 +194,16 @@ Pair causal_conv1d_autograd(const Tensor& x, const Tensor& weight, const Optiona
 }
 
 }  // namespace
+
+Weights causal_conv1d_bwd_into(const Optional& dy, const Optional& dlast_state, const Tensor& x,
+                               const Tensor& weight, const Optional& bias, bool silu,
+                               const Optional& initial_state, const Optional& reset,
+                               const Tensor& dx) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("retain::causal_conv1d_bwd_into", "")
+                             .typed<decltype(causal_conv1d_bwd_into)>();
+  return op.call(dy, dlast_state, x, weight, bias, silu, initial_state, reset, dx);
+}
 
 void check_causal_conv1d(const Tensor& x, const Tensor& weight, const Optional& bias,
                          const Optional& initial_state, const Optional& reset) {
@@ -245,25 +268,31 @@ TORCH_LIBRARY_FRAGMENT(retain, m) {
       "causal_conv1d_bwd(Tensor? dy, Tensor? dlast_state, Tensor x, Tensor weight, Tensor? bias, "
       "bool silu, Tensor? initial_state, Tensor? reset) -> (Tensor dx, Tensor dweight, Tensor "
       "dbias, Tensor dinitial_state)");
+  m.def(
+      "causal_conv1d_bwd_into(Tensor? dy, Tensor? dlast_state, Tensor x, Tensor weight, "
+      "Tensor? bias, bool silu, Tensor? initial_state, Tensor? reset, Tensor(a!) dx) "
+      "-> (Tensor dweight, Tensor dbias, Tensor dinitial_state)");
 }
 
 TORCH_LIBRARY_IMPL(retain, CPU, m) {
   m.impl("causal_conv1d", causal_conv1d_cpu);
-  m.impl("causal_conv1d_bwd", causal_conv1d_bwd_cpu);
+  m.impl("causal_conv1d_bwd_into", causal_conv1d_bwd_into_cpu);
 }
 
 TORCH_LIBRARY_IMPL(retain, Meta, m) {
   m.impl("causal_conv1d", causal_conv1d_meta);
-  m.impl("causal_conv1d_bwd", causal_conv1d_bwd_meta);
+  m.impl("causal_conv1d_bwd_into", causal_conv1d_bwd_into_meta);
 }
 
 TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) {
   m.impl("causal_conv1d", causal_conv1d_reference);
+  m.impl("causal_conv1d_bwd", causal_conv1d_bwd);
 }
 
 TORCH_LIBRARY_IMPL(retain, Autograd, m) {
   m.impl("causal_conv1d", causal_conv1d_autograd);
   m.impl("causal_conv1d_bwd", torch::autograd::autogradNotImplementedFallback());
+  m.impl("causal_conv1d_bwd_into", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace retain

@@ -62,15 +62,17 @@ std::tuple<Tensor, Tensor> causal_conv1d_cuda(const Tensor& x, const Tensor& wei
 }
 
 /// Each gradient in the type of its argument; that of the state in fp32.
-std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_bwd_cuda(
+std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd_into_cuda(
     const Optional& dy_in, const Optional& dlast_state_in, const Tensor& x, const Tensor& weight,
-    const Optional& bias, bool silu, const Optional& initial_state, const Optional& reset) {
+    const Optional& bias, bool silu, const Optional& initial_state, const Optional& reset,
+    const Tensor& dx_out) {
   const c10::cuda::CUDAGuard guard(x.device());
   const Prepared prepared(x, weight, bias, silu, initial_state, reset);
   const auto& in = prepared.in;
   const auto dy = with_dense_rows(dy_in, x.scalar_type());
   const auto dlast_state = dense(dlast_state_in, at::kFloat);
-  const auto dx = prepared.like_x();
+  const bool in_place = dx_out.scalar_type() == x.scalar_type() && dx_out.stride(-1) == 1;
+  const auto dx = in_place ? dx_out : prepared.like_x();
   const auto dweight = prepared.floats({in.D, in.K}), dbias = prepared.floats({in.D});
   const bool with_state = in.initial_state != nullptr;
   const auto dinitial_state = with_state ? prepared.floats({in.B, in.K - 1, in.D})
@@ -92,15 +94,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_bwd_cuda(
   params.dbias_parts = mutable_pointer<float>(dbias_parts);
   params.dsum = mutable_pointer<float>(dsum);
   kernels::causal_conv1d_cuda_bwd(params, current_stream());
-  return {dx, dweight.to(weight.scalar_type()), dbias.to(dbias_dtype(weight, bias)),
-          dinitial_state};
+  if (!in_place) Tensor(dx_out).copy_(dx);
+  return {dweight.to(weight.scalar_type()), dbias.to(dbias_dtype(weight, bias)), dinitial_state};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(retain, CUDA, m) {
   m.impl("causal_conv1d", causal_conv1d_cuda);
-  m.impl("causal_conv1d_bwd", causal_conv1d_bwd_cuda);
+  m.impl("causal_conv1d_bwd_into", causal_conv1d_bwd_into_cuda);
 }
 
 }  // namespace retain

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <tuple>
 
 // Between the dispatcher and the kernels of the causal convolution.
 namespace retain {
@@ -17,5 +18,13 @@ void check_causal_conv1d(const Tensor& x, const Tensor& weight, const std::optio
 inline at::ScalarType dbias_dtype(const Tensor& weight, const std::optional<Tensor>& bias) {
   return bias.has_value() && bias->defined() ? bias->scalar_type() : weight.scalar_type();
 }
+
+/// The pass back: gradients of weight, bias and initial_state; dx, of x's shape and dtype, is
+/// written.
+std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd_into(
+    const std::optional<Tensor>& dy, const std::optional<Tensor>& dlast_state, const Tensor& x,
+    const Tensor& weight, const std::optional<Tensor>& bias, bool silu,
+    const std::optional<Tensor>& initial_state, const std::optional<Tensor>& reset,
+    const Tensor& dx);
 
 }  // namespace retain

@@ -49,10 +49,28 @@ ScanFwdOutputs selective_scan_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_
   return op.call(SELECTIVE_SCAN_ARGUMENTS, checkpoint_every);
 }
 
+/// CUDA keeps states as often as its memory allows, the CPU at the start of each of its chunks.
+int64_t scan_checkpoint_every(const Tensor& u, int64_t d_state) {
+  return u.is_cuda() ? kernels::scan_checkpoint_every(d_state, u.element_size())
+                     : kernels::kScanChunk;
+}
+
 bool needs_gradient(std::initializer_list<Tensor> tensors) {
   if (!at::GradMode::is_enabled()) return false;
   return std::any_of(tensors.begin(), tensors.end(),
                      [](const Tensor& t) { return t.defined() && t.requires_grad(); });
+}
+
+ScanBwdIntoOutputs selective_scan_bwd_into(const OptionalTensor& dy,
+                                           const OptionalTensor& dlast_state,
+                                           SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints,
+                                           int64_t checkpoint_every, const OptionalTensor& dz) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("retain::selective_scan_bwd_into", "")
+                             .typed<ScanBwdIntoOutputs(const OptionalTensor&, const OptionalTensor&,
+                                                       SELECTIVE_SCAN_PARAMETERS, const Tensor&,
+                                                       int64_t, const OptionalTensor&)>();
+  return op.call(dy, dlast_state, SELECTIVE_SCAN_ARGUMENTS, checkpoints, checkpoint_every, dz);
 }
 
 namespace {
@@ -95,8 +113,9 @@ ScanOutputs scan_meta(SELECTIVE_SCAN_PARAMETERS) {
   return {y, last_state};
 }
 
-ScanBwdOutputs bwd_meta(const OptionalTensor&, const OptionalTensor&, SELECTIVE_SCAN_PARAMETERS,
-                        const Tensor&, int64_t) {
+ScanBwdIntoOutputs bwd_into_meta(const OptionalTensor&, const OptionalTensor&,
+                                 SELECTIVE_SCAN_PARAMETERS, const Tensor&, int64_t,
+                                 const OptionalTensor&) {
   const auto in = gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS);
   const auto like = [&](const Tensor& tensor) {
     return tensor.defined() ? at::empty_symint(tensor.sym_sizes(), tensor.options())
@@ -104,8 +123,18 @@ ScanBwdOutputs bwd_meta(const OptionalTensor&, const OptionalTensor&, SELECTIVE_
   };
   const auto state = at::empty_symint({u.sym_size(1), u.sym_size(2), A.sym_size(1)},
                                       u.options().dtype(state_dtype(u)));
-  return {like(in.u), like(in.delta), like(in.A),          like(in.B), like(in.C),
-          like(in.D), like(in.z),     like(in.delta_bias), state};
+  return {like(in.u), like(in.delta), like(in.A),          like(in.B),
+          like(in.C), like(in.D),     like(in.delta_bias), state};
+}
+
+/// With dz of its own.
+ScanBwdOutputs bwd(const OptionalTensor& dy, const OptionalTensor& dlast_state,
+                   SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints, int64_t checkpoint_every) {
+  const auto dz = z ? OptionalTensor(at::empty_symint(z->sym_sizes(), z->options())) : std::nullopt;
+  auto [du, ddelta, dA, dB, dC, dD, ddelta_bias, dinitial_state] = selective_scan_bwd_into(
+      dy, dlast_state, SELECTIVE_SCAN_ARGUMENTS, checkpoints, checkpoint_every, dz);
+  return {du,          ddelta,        dA, dB, dC, dD, dz ? *dz : at::empty({0}, u.options()),
+          ddelta_bias, dinitial_state};
 }
 
 // Any other device
@@ -119,18 +148,12 @@ ScanOutputs reference(SELECTIVE_SCAN_PARAMETERS) {
 
 // Autograd
 
-/// CUDA keeps states as often as its memory allows, the CPU at the start of each of its chunks.
-int64_t checkpoint_every(const Tensor& u, int64_t d_state) {
-  return u.is_cuda() ? kernels::scan_checkpoint_every(d_state, u.element_size())
-                     : kernels::kScanChunk;
-}
-
 class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
  public:
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
                                                 SELECTIVE_SCAN_PARAMETERS) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const int64_t every = checkpoint_every(u, A.size(1));
+    const int64_t every = scan_checkpoint_every(u, A.size(1));
     auto [y, last_state, checkpoints] = selective_scan_fwd(SELECTIVE_SCAN_ARGUMENTS, every);
     context->set_materialize_grads(false);
     context->save_for_backward({u, delta, A, B, C, value_or_undefined(D), value_or_undefined(z),
@@ -176,7 +199,7 @@ ScanOutputs scan_autograd(SELECTIVE_SCAN_PARAMETERS) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_scan(SELECTIVE_SCAN_ARGUMENTS);
   }
-  if (has_kernels("retain::selective_scan_bwd", u)) {
+  if (has_kernels("retain::selective_scan_bwd_into", u)) {
     const auto outputs = SelectiveScan::apply(SELECTIVE_SCAN_ARGUMENTS);
     return {outputs[0], outputs[1]};
   }
@@ -252,6 +275,12 @@ TORCH_LIBRARY_FRAGMENT(retain, m) {
       "Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz, Tensor ddelta_bias, "
       "Tensor dinitial_state)");
   m.def(
+      "selective_scan_bwd_into(Tensor? dy, Tensor? dlast_state, Tensor u, Tensor delta, Tensor A, "
+      "Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, "
+      "Tensor? initial_state, Tensor? reset, bool exact, Tensor checkpoints, int checkpoint_every, "
+      "Tensor(a!)? dz) -> (Tensor du, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD, "
+      "Tensor ddelta_bias, Tensor dinitial_state)");
+  m.def(
       "selective_scan_update(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor state, "
       "Tensor? D=None, Tensor? z=None, Tensor? delta_bias=None, bool delta_softplus=False, "
       "Tensor? reset=None) -> (Tensor y, Tensor new_state)",
@@ -266,10 +295,13 @@ TORCH_LIBRARY_FRAGMENT(retain, m) {
 TORCH_LIBRARY_IMPL(retain, Meta, m) {
   m.impl("selective_scan", scan_meta);
   m.impl("selective_scan_fwd", fwd_meta);
-  m.impl("selective_scan_bwd", bwd_meta);
+  m.impl("selective_scan_bwd_into", bwd_into_meta);
 }
 
-TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) { m.impl("selective_scan", reference); }
+TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) {
+  m.impl("selective_scan", reference);
+  m.impl("selective_scan_bwd", bwd);
+}
 
 TORCH_LIBRARY_IMPL(retain, AutocastCPU, m) { m.impl("selective_scan", scan_autocast<at::kCPU>); }
 
@@ -279,6 +311,7 @@ TORCH_LIBRARY_IMPL(retain, Autograd, m) {
   m.impl("selective_scan", scan_autograd);
   m.impl("selective_scan_fwd", torch::autograd::autogradNotImplementedFallback());
   m.impl("selective_scan_bwd", torch::autograd::autogradNotImplementedFallback());
+  m.impl("selective_scan_bwd_into", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace retain

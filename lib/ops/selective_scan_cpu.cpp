@@ -95,14 +95,18 @@ Tensor sum_rows(const ScanSizes& size, const Tensor& rows, int64_t inner, at::In
 
 template <typename T>
 SelectiveScanGradients backward(const Tensor& dy, const Tensor& dlast_state,
-                                const SelectiveScanTensors& tensors, const Tensor& checkpoints) {
+                                const SelectiveScanTensors& tensors, const Tensor& checkpoints,
+                                const Tensor& dz_out) {
   const Prepared<T> inputs(tensors);
   const auto& size = inputs.in.size;
   const auto options = inputs.u.options(), wide = options.dtype(at::kDouble);
   const auto dout = with_dense_rows(dy, inputs.u.scalar_type());
   const auto dlast = dense(dlast_state, inputs.u.scalar_type());
   const auto du = at::empty({size.T, size.B, size.D}, options), ddelta = at::empty_like(du);
-  const auto dz = tensors.z.defined() ? at::empty_like(du) : Tensor();
+  // Where its type or layout is not the kernel's, dz is copied.
+  const bool dz_in_place = dz_out.defined() && dz_out.scalar_type() == du.scalar_type() &&
+                           (dz_out.stride(-1) == 1 || size.D == 1);
+  const auto dz = dz_in_place || !dz_out.defined() ? dz_out : at::empty_like(du);
   const auto dB = at::empty({size.blocks_per_group, size.T, size.B, size.G, size.N}, options);
   const auto dC = at::empty_like(dB);
   const auto dA = at::zeros({size.row_tiles, size.tiles, size.N, kScanLanes<T>}, wide);
@@ -126,6 +130,7 @@ SelectiveScanGradients backward(const Tensor& dy, const Tensor& dlast_state,
   };
   spread<T>(kernels::selective_scan_bwd<T>, params, size.row_tiles * size.G * size.blocks_per_group,
             kernels::selective_scan_bwd_scratch(size, kScanLanes<T>), 1.5);
+  if (dz_out.defined() && !dz_in_place) Tensor(dz_out).copy_(dz);
   const auto none = at::empty({0}, options);
   const auto weight = [&](const Tensor& argument, const Tensor& rows) {
     return argument.defined() ? sum_rows<T>(size, rows, 1, {size.D}) : none;
@@ -136,7 +141,6 @@ SelectiveScanGradients backward(const Tensor& dy, const Tensor& dlast_state,
           .B = sum_in_order(dB),
           .C = sum_in_order(dC),
           .D = weight(tensors.D, dD),
-          .z = dz.defined() ? dz : none,
           .delta_bias = weight(tensors.delta_bias, dbias),
           .initial_state = dinitial_state};
 }
@@ -155,10 +159,10 @@ ScanFwdOutputs fwd(const SelectiveScanTensors& in, int64_t checkpoint_every) {
 
 SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
                            const SelectiveScanTensors& in, const Tensor& checkpoints,
-                           int64_t checkpoint_every) {
+                           int64_t checkpoint_every, const Tensor& dz) {
   check_checkpoint_every(checkpoint_every);
-  return state_dtype(in.u) == at::kDouble ? backward<double>(dy, dlast_state, in, checkpoints)
-                                          : backward<float>(dy, dlast_state, in, checkpoints);
+  return state_dtype(in.u) == at::kDouble ? backward<double>(dy, dlast_state, in, checkpoints, dz)
+                                          : backward<float>(dy, dlast_state, in, checkpoints, dz);
 }
 
 }  // namespace

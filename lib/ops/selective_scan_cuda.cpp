@@ -107,7 +107,7 @@ ScanFwdOutputs fwd(const SelectiveScanTensors& tensors, int64_t checkpoint_every
 
 SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
                            const SelectiveScanTensors& tensors, const Tensor& checkpoints,
-                           int64_t checkpoint_every) {
+                           int64_t checkpoint_every, const Tensor& dz_out) {
   const c10::cuda::CUDAGuard guard(tensors.u.device());
   Prepared prepared(tensors);
   auto& in = prepared.in;
@@ -117,7 +117,10 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
   const auto dout = with_dense_rows(dy, prepared.dtype);
   const auto dlast = dense(dlast_state, at::kFloat);
   const auto du = at::empty({in.T, in.B, in.D}, activation), ddelta = at::empty_like(du);
-  const auto dz = tensors.z.defined() ? at::empty_like(du) : at::empty({0}, activation);
+  // Where its type or layout is not the kernel's, dz is copied.
+  const bool dz_in_place = dz_out.defined() && dz_out.scalar_type() == prepared.dtype &&
+                           (dz_out.stride(-1) == 1 || in.D == 1);
+  const auto dz = dz_in_place || !dz_out.defined() ? dz_out : at::empty_like(du);
   const auto dB = at::empty({in.T, in.B, in.G, in.N}, activation), dC = at::empty_like(dB);
   const auto dA = at::empty({in.D, in.N}, wide),
              dinitial_state = at::empty({in.B, in.D, in.N}, wide);
@@ -136,7 +139,7 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
        .dlast_state = pointer<float>(dlast),
        .du = mutable_activations(du),
        .ddelta = mutable_activations(ddelta),
-       .dz = tensors.z.defined() ? mutable_activations(dz) : kernels::Activations{},
+       .dz = dz.defined() ? mutable_activations(dz) : kernels::Activations{},
        .dB = dB.mutable_data_ptr(),
        .dC = dC.mutable_data_ptr(),
        .dA = mutable_pointer<float>(dA),
@@ -149,13 +152,13 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
        .dD_rows = mutable_pointer<float>(dD_rows),
        .ddelta_bias_rows = mutable_pointer<float>(dbias_rows)},
       current_stream());
+  if (dz_out.defined() && !dz_in_place) Tensor(dz_out).copy_(dz);
   return {.u = du,
           .delta = ddelta,
           .A = dA,
           .B = dB,
           .C = dC,
           .D = dD,
-          .z = dz,
           .delta_bias = ddelta_bias,
           .initial_state = dinitial_state};
 }

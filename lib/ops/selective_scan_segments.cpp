@@ -52,7 +52,7 @@ ScanFwdOutputs selective_scan_states(const Tensor& u, const Tensor& delta, const
   check_selective_scan(kOp, in);
   TORCH_CHECK(every >= 1, kOp, ": every must be at least 1, got ", every);
   const bool one_pass =
-      every % kKept == 0 && has_kernels("retain::selective_scan_bwd", u) &&
+      every % kKept == 0 && has_kernels("retain::selective_scan_bwd_into", u) &&
       !needs_gradient({u, delta, A, B, C, in.D, in.z, in.delta_bias, in.initial_state});
   if (!one_pass) return scan_parts(SELECTIVE_SCAN_ARGUMENTS, every);
   const int64_t kept = u.is_cuda() ? every : kKept;

@@ -50,17 +50,29 @@ using ScanOutputs = std::tuple<Tensor, Tensor>;
 using ScanFwdOutputs = std::tuple<Tensor, Tensor, Tensor>;
 using ScanBwdOutputs =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+/// The same without dz, which is written where the caller wants it.
+using ScanBwdIntoOutputs =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 /// The pass without gradients that also gives the state entering every checkpoint_every-th step, 0
 /// for none: what a device's kernels offer, in multiples of their own.
 ScanFwdOutputs selective_scan_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every);
+
+/// The pass back; dz, of z's shape and dtype, is written where z is there.
+ScanBwdIntoOutputs selective_scan_bwd_into(const OptionalTensor& dy,
+                                           const OptionalTensor& dlast_state,
+                                           SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints,
+                                           int64_t checkpoint_every, const OptionalTensor& dz);
+
+/// How often a training pass keeps the state on u's device.
+int64_t scan_checkpoint_every(const Tensor& u, int64_t d_state);
 
 /// Whether autograd is on and one of them asks for a gradient.
 bool needs_gradient(std::initializer_list<Tensor> tensors);
 
 /// An empty tensor where the argument is absent.
 struct SelectiveScanGradients {
-  Tensor u, delta, A, B, C, D, z, delta_bias, initial_state;
+  Tensor u, delta, A, B, C, D, delta_bias, initial_state;
 };
 
 /// A device's kernels as the dispatcher calls them:
@@ -69,9 +81,9 @@ struct SelectiveScanGradients {
 /// enters every checkpoint_every-th step; an empty tensor if checkpoint_every is 0;
 ///   SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
 ///                              const SelectiveScanTensors& in, const Tensor& checkpoints,
-///                              int64_t checkpoint_every)
-/// takes an undefined dy or dlast_state as zero. It does not read in.initial_state: the checkpoints
-/// hold it.
+///                              int64_t checkpoint_every, const Tensor& dz)
+/// takes an undefined dy or dlast_state as zero and writes dz, which is undefined where z is. It
+/// does not read in.initial_state: the checkpoints hold it.
 template <auto& kFwd, auto& kBwd>
 struct SelectiveScanOps {
   static ScanOutputs scan(SELECTIVE_SCAN_PARAMETERS) {
@@ -86,24 +98,29 @@ struct SelectiveScanOps {
   }
 
   /// Each gradient in the type of its argument.
-  static ScanBwdOutputs bwd(const OptionalTensor& dy, const OptionalTensor& dlast_state,
-                            SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints,
-                            int64_t checkpoint_every) {
+  static ScanBwdIntoOutputs bwd_into(const OptionalTensor& dy, const OptionalTensor& dlast_state,
+                                     SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints,
+                                     int64_t checkpoint_every, const OptionalTensor& dz) {
     const auto in = gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS);
     const auto g = kBwd(value_or_undefined(dy), value_or_undefined(dlast_state), in, checkpoints,
-                        checkpoint_every);
+                        checkpoint_every, value_or_undefined(dz));
     const auto as = [](const Tensor& gradient, const Tensor& argument) {
       return argument.defined() ? gradient.to(argument.scalar_type()) : gradient;
     };
-    return {as(g.u, in.u),  as(g.delta, in.delta), as(g.A, in.A), as(g.B, in.B),
-            as(g.C, in.C),  as(g.D, in.D),         as(g.z, in.z), as(g.delta_bias, in.delta_bias),
+    return {as(g.u, in.u),
+            as(g.delta, in.delta),
+            as(g.A, in.A),
+            as(g.B, in.B),
+            as(g.C, in.C),
+            as(g.D, in.D),
+            as(g.delta_bias, in.delta_bias),
             g.initial_state};
   }
 
   static void add_to(torch::Library& library) {
     library.impl("selective_scan", scan);
     library.impl("selective_scan_fwd", fwd);
-    library.impl("selective_scan_bwd", bwd);
+    library.impl("selective_scan_bwd_into", bwd_into);
   }
 };
 

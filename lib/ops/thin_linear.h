@@ -1,20 +1,27 @@
 #pragma once
 
 #include <ATen/ops/addmm.h>
-#include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
+
+#include <algorithm>
 
 namespace retain {
 
-/// at::linear: x [..., in], weight [out, in], bias [out] or undefined → [..., out]. Where few
-/// inputs meet the CPU it transposes the weight, which makes the products of its backward several
-/// times faster.
+/// weight [out, in] as the columns [in, out] of a product x · columns. Where few inputs meet the
+/// CPU they are copied, which makes the product and those of its backward several times faster.
+inline at::Tensor columns_of(const at::Tensor& weight) {
+  constexpr int64_t kFew = 16;
+  const auto columns = weight.t();
+  return weight.is_cpu() && weight.size(1) <= kFew ? columns.contiguous() : columns;
+}
+
+/// at::linear by way of columns_of: x [..., in], weight [out, in], bias [out] or undefined →
+/// [..., out].
 inline at::Tensor thin_linear(const at::Tensor& x, const at::Tensor& weight,
                               const at::Tensor& bias = {}) {
-  constexpr int64_t kFew = 16;
   const int64_t in = weight.size(1);
-  if (!x.is_cpu() || in > kFew) return at::linear(x, weight, bias);
-  const auto rows = x.reshape({x.numel() / in, in}), columns = weight.t().contiguous();
+  const auto rows = x.reshape({x.numel() / std::max<int64_t>(in, 1), in});
+  const auto columns = columns_of(weight);
   auto sizes = x.sizes().vec();
   sizes.back() = weight.size(0);
   return (bias.defined() ? at::addmm(bias, rows, columns) : at::mm(rows, columns)).view(sizes);

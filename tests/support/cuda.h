@@ -13,7 +13,7 @@ namespace retain::testing {
 /// Whether this build has kernels for a GPU.
 inline bool has_cuda_kernels() {
   return c10::Dispatcher::singleton()
-      .findSchemaOrThrow("retain::selective_scan_bwd", "")
+      .findSchemaOrThrow("retain::selective_scan_bwd_into", "")
       .hasKernelForDispatchKey(c10::DispatchKey::CUDA);
 }
 
