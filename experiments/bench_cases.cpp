@@ -160,17 +160,38 @@ OpCase step_case(const Maker& m) {
   return made;
 }
 
+/// What it costs to take the memory of such a block out, to put it back and to clear some of its
+/// rows, against a pass over a sequence.
+OpCase state_case(const Maker& m) {
+  const auto core = std::make_shared<Mamba1>(Mamba1Options{.d_model = m.D, .d_state = m.N});
+  core->to(m.device, m.shape.dtype);
+  const auto memory = std::make_shared<Memory>(core, m.B);
+  const auto x = m.activations({m.T, m.B, m.D}), reset = m.resets(), mask = reset[0];
+  const auto state = core->initial_state(m.B);
+  OpCase made;
+  made.fused = [=] {
+    const State taken = memory->get();
+    memory->set(taken);
+    memory->zero(mask);
+    return taken.at("ssm");
+  };
+  made.composed = [=] { return core->forward(x, state, reset).y; };
+  made.fwd_bytes = 4 * 5 * 2 * static_cast<double>(m.B * m.D * (m.N + kTaps - 1));
+  made.acting = true;
+  return made;
+}
+
 const std::map<std::string, OpCase (*)(const Maker&)>& makers() {
   static const std::map<std::string, OpCase (*)(const Maker&)> all = {
-      {"scan", scan_case},     {"conv", conv_case}, {"norm", norm_case},
-      {"update", update_case}, {"step", step_case}, {"block", block_case}};
+      {"scan", scan_case}, {"conv", conv_case},   {"norm", norm_case},  {"update", update_case},
+      {"step", step_case}, {"state", state_case}, {"block", block_case}};
   return all;
 }
 
 }  // namespace
 
 std::vector<std::string> bench_op_names() {
-  return {"scan", "conv", "norm", "update", "step", "block"};
+  return {"scan", "conv", "norm", "update", "step", "state", "block"};
 }
 
 OpCase make_case(const std::string& op, const OpShape& shape, at::Device device) {

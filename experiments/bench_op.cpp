@@ -111,10 +111,35 @@ Measurement measure_acting(const OpCase& op, const OpShape& shape, at::Device de
   return result;
 }
 
+/// A training pass in a graph: the forward, and what forward and backward take beyond it.
+Measurement measure_captured(const OpCase& op, const OpShape& shape, at::Device device,
+                             const Limits& limits, int64_t repetitions) {
+  Stopwatch watch(device, repetitions);
+  Measurement result{.shape = shape};
+  const auto forward = captured(device, [&] {
+    const at::NoGradGuard no_grad;
+    op.fused();
+  });
+  const auto dy = at::randn_like(op.fused().detach());
+  const auto train = captured(
+      device, [&] { torch::autograd::grad({op.fused()}, op.inputs, {dy}, false, false, true); });
+  result.fwd.fused = watch.measure(forward);
+  const Sample total = watch.measure(train);
+  const double passed = result.fwd.fused.median;
+  result.bwd.fused = {total.median - passed, total.low - passed, total.high - passed};
+  compare(limits, op.fwd_bytes, op.fwd_exponentials, op.fwd_multiply_adds, result.fwd);
+  compare(limits, op.bwd_bytes, op.bwd_exponentials, op.bwd_multiply_adds, result.bwd);
+  return result;
+}
+
 Measurement measure(const std::string& name, const OpShape& shape, at::Device device,
-                    const Limits& limits, int64_t repetitions, int64_t longest_composed) {
+                    const Limits& limits, int64_t repetitions, int64_t longest_composed,
+                    bool graph) {
   const OpCase op = make_case(name, shape, device);
   if (op.acting) return measure_acting(op, shape, device, limits, repetitions);
+  if (graph && !op.inputs.empty()) {
+    return measure_captured(op, shape, device, limits, repetitions);
+  }
   const bool compose = op.composed && shape.steps <= longest_composed;
   Stopwatch watch(device, repetitions);
   Measurement result{.shape = shape};
@@ -149,6 +174,7 @@ std::vector<OpShape> table_of(const std::string& op, bool cpu) {
             {1024, 1, 512, 16},
             {8192, 1, 512, 16},
             {65536, 1, 512, 16}};
+  if (op == "state") return {{64, 128, 256, 16}};
   if (op == "step")
     return {{64, 1, 256, 16}, {1024, 1, 256, 16}, {8192, 1, 256, 16}, {65536, 1, 256, 16}};
   if (cpu) return {{64, 128, 64, 16}, {256, 128, 128, 16}, {64, 128, 128, 8}};
@@ -202,12 +228,14 @@ int bench_op_command(const std::string& op, const Arguments& arguments) {
   OpShape shape;
   std::string dtype = "fp32", device = "cpu", json;
   int64_t repetitions = 20, longest_composed = 512, threads = 0;
-  bool table_rows = false, smoke = false, tf32 = false;
+  bool table_rows = false, smoke = false, tf32 = false, graph = false;
   Options options("retain bench " + op + " [options]",
                   "Measures one op, forward and backward: milliseconds (median), their spread, the "
                   "share of the limit that binds (memory, exponentials or multiply-adds) and how "
                   "many times longer the same takes by LibTorch's own ops; of a step, the acting "
-                  "step of a block in a CUDA graph, by its GRUCell. kept: what a block's forward "
+                  "step of a block in a CUDA graph, by its GRUCell; of state, the "
+                  "memory of a block taken out, put back and cleared by mask, by the block's pass "
+                  "over the steps. kept: what a block's forward "
                   "keeps for its backward, as a share of all that its ops read and write.");
   options.add("batch", shape.batch, {.min = 1}, "Rows.");
   options.add("steps", shape.steps, {.min = 1}, "Time steps; an update and a step have one.");
@@ -219,6 +247,8 @@ int bench_op_command(const std::string& op, const Arguments& arguments) {
   options.add("longest_composed", longest_composed, {.min = 0},
               "Compare with LibTorch's ops up to this many steps.");
   options.add("threads", threads, {.min = 0}, "Threads on the CPU; 0 = all.");
+  options.add_flag("graph", graph,
+                   "Forward and backward in a CUDA graph, where the host's launches cost nothing.");
   options.add_flag("tf32", tf32, "Let a GPU round fp32 factors of matrix products to TF32.");
   options.add_flag("table", table_rows, "The rows of the published comparison.");
   options.add_flag("smoke", smoke, "A size that takes no time: does it run at all?");
@@ -246,7 +276,7 @@ int bench_op_command(const std::string& op, const Arguments& arguments) {
        "bwd ms", "spread", "of limit", "LibTorch", "Mtokens/s", "peak MB", "kept"}};
   Json results = Json::array();
   for (const OpShape& each : shapes) {
-    const auto measured = measure(op, each, where, limits, repetitions, longest_composed);
+    const auto measured = measure(op, each, where, limits, repetitions, longest_composed, graph);
     rows.push_back(row(measured));
     results.push_back(to_json(measured));
   }

@@ -9,7 +9,15 @@ Memory::Memory(std::shared_ptr<Core> core, int64_t batch_size) : core_(std::move
   state_ = core_->initial_state(batch_size).detach().clone();
 }
 
-State Memory::get() const { return state_.clone(); }
+State Memory::get() const {
+  at::NoGradGuard no_grad;
+  State copy(batch_size());
+  for (const auto& [name, part] : state_.parts()) {
+    copy.insert(name, at::empty(part.sizes(), part.options()));
+  }
+  copy_parts(state_, copy);
+  return copy;
+}
 
 void Memory::set(const State& state) {
   check_state("Memory::set", state, state_);

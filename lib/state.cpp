@@ -227,10 +227,12 @@ void check_state(const std::string& where, const State& state, const State& expe
 }
 
 void copy_parts(const State& from, State& to) {
+  std::vector<Tensor> sources, targets;
   for (const auto& [name, part] : from.parts()) {
-    Tensor target = to.at(name);
-    target.copy_(part);
+    sources.push_back(part);
+    targets.push_back(to.at(name));
   }
+  if (!sources.empty()) at::_foreach_copy_(targets, sources);  // one launch for all
 }
 
 bool equal(const State& a, const State& b) {

@@ -32,8 +32,7 @@ struct CausalConv1dCudaInputs {
 struct CausalConv1dCudaFwd {
   CausalConv1dCudaInputs in;
   Activations y;                ///< out: [T, B, D]
-  float* last_state = nullptr;  ///< out: [B, K - 1, D] contiguous; initial_state itself where T =
-                                ///< 1, else apart from it
+  float* last_state = nullptr;  ///< out: [B, K - 1, D] contiguous; may not overlap initial_state
 };
 
 struct CausalConv1dCudaBwd {

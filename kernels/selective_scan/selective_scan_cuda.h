@@ -30,11 +30,11 @@ struct SelectiveScanCudaInputs {
   int64_t N = 0;  ///< state indices (d_state), at most kScanCudaMaxState
   int64_t G = 1;  ///< groups of channels that share B and C; divides D
   ActivationType type = ActivationType::fp32;
-  Activations u;           ///< [T, B, D]
-  Activations delta = {};  ///< [T, B, D], before bias and softplus
-  Activations z;           ///< [T, B, D] gate, or absent
-  Activations B_matrix;    ///< [T, B, G, N]
-  Activations C_matrix;    ///< [T, B, G, N]
+  Activations u;         ///< [T, B, D]
+  Activations delta;     ///< [T, B, D], before bias and softplus
+  Activations z;         ///< [T, B, D] gate, or absent
+  Activations B_matrix;  ///< [T, B, G, N]
+  Activations C_matrix;  ///< [T, B, G, N]
   int64_t B_stride_g = 0;
   int64_t C_stride_g = 0;
   const float* A = nullptr;           ///< [D, N]
@@ -95,17 +95,9 @@ int64_t selective_scan_cuda_channel_blocks(const SelectiveScanCudaInputs& in);
 
 void selective_scan_cuda_fwd(const SelectiveScanCudaFwd& params, CudaStream stream);
 
-/// One step, T = 1 without checkpoints; last_state may be initial_state. With delta, D_skip and
-/// delta_bias as they are the same bits as selective_scan_cuda_fwd.
-struct SelectiveScanCudaUpdate {
-  SelectiveScanCudaFwd scan;
-  bool A_is_log = false;  ///< A holds log(-A), as a block's parameter does
-  Activations dt = {};    ///< [1, B, R], or absent: where it is there, delta = dt_weight dt
-  const float* dt_weight = nullptr;  ///< [D, R] contiguous, where dt is
-  int64_t R = 0;                     ///< dt_rank
-};
-
-void selective_scan_cuda_update(const SelectiveScanCudaUpdate& params, CudaStream stream);
+/// T = 1 without checkpoints; last_state may be initial_state. The same bits as
+/// selective_scan_cuda_fwd.
+void selective_scan_cuda_update(const SelectiveScanCudaFwd& params, CudaStream stream);
 
 void selective_scan_cuda_bwd(const SelectiveScanCudaBwd& params, CudaStream stream);
 

@@ -175,19 +175,10 @@ class MambaInner : public torch::autograd::Function<MambaInner> {
   }
 };
 
-/// The step as a sequence of one, for every device and for gradients.
-Outputs composed_update(MAMBA_UPDATE_PARAMETERS) {
-  const auto weights = gather_mamba_weights(MAMBA_UPDATE_ARGUMENTS);
-  check_mamba_update("mamba_update", xz, conv_state, ssm_state, weights, reset);
-  auto [y, new_conv_state, new_ssm_state] =
-      mamba_inner(xz.unsqueeze(0), conv_state, ssm_state, weights, with_time(reset));
-  return {y.squeeze(0), new_conv_state, new_ssm_state};
-}
-
 Outputs call_update(MAMBA_UPDATE_PARAMETERS) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("retain::mamba_update", "")
-                             .typed<decltype(composed_update)>();
+                             .typed<decltype(composed_mamba_update)>();
   return op.call(MAMBA_UPDATE_ARGUMENTS);
 }
 
@@ -206,7 +197,7 @@ Tensor call_update_(MAMBA_UPDATE_PARAMETERS) {
 }
 
 Outputs update_autograd(MAMBA_UPDATE_PARAMETERS) {
-  if (needs_gradient(MAMBA_UPDATE_ARGUMENTS)) return composed_update(MAMBA_UPDATE_ARGUMENTS);
+  if (needs_gradient(MAMBA_UPDATE_ARGUMENTS)) return composed_mamba_update(MAMBA_UPDATE_ARGUMENTS);
   const at::AutoDispatchBelowADInplaceOrView guard;
   return call_update(MAMBA_UPDATE_ARGUMENTS);
 }
@@ -232,6 +223,14 @@ void check_mamba_update(const char* op, const Tensor& xz, const Tensor& conv_sta
                         const Tensor& ssm_state, const MambaWeights& weights,
                         const Optional& reset) {
   check_mamba(op, /*sequence=*/false, xz, conv_state, ssm_state, weights, reset);
+}
+
+Outputs composed_mamba_update(MAMBA_UPDATE_PARAMETERS) {
+  const auto weights = gather_mamba_weights(MAMBA_UPDATE_ARGUMENTS);
+  check_mamba_update("mamba_update", xz, conv_state, ssm_state, weights, reset);
+  auto [y, new_conv_state, new_ssm_state] =
+      mamba_inner(xz.unsqueeze(0), conv_state, ssm_state, weights, with_time(reset));
+  return {y.squeeze(0), new_conv_state, new_ssm_state};
 }
 
 Outputs mamba_inner(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
@@ -280,7 +279,7 @@ TORCH_LIBRARY_FRAGMENT(retain, m) {
 }
 
 TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) {
-  m.impl("mamba_update", composed_update);
+  m.impl("mamba_update", composed_mamba_update);
   m.impl("mamba_update_", composed_update_);
 }
 

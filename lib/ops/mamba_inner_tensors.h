@@ -24,6 +24,9 @@ inline MambaWeights gather_mamba_weights(MAMBA_UPDATE_PARAMETERS) {
           value_or_undefined(D)};
 }
 
+/// One step by the other ops, on any device; differentiable.
+std::tuple<Tensor, Tensor, Tensor> composed_mamba_update(MAMBA_UPDATE_PARAMETERS);
+
 /// Shapes, dtypes and devices of one step's arguments.
 void check_mamba_update(const char* op, const Tensor& xz, const Tensor& conv_state,
                         const Tensor& ssm_state, const MambaWeights& weights,

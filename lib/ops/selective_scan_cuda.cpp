@@ -98,7 +98,7 @@ ScanFwdOutputs fwd(const SelectiveScanTensors& tensors, int64_t checkpoint_every
       .last_state = mutable_pointer<float>(last_state),
       .checkpoints = keep ? mutable_pointer<float>(checkpoints) : nullptr};
   if (in.T == 1 && !keep) {
-    kernels::selective_scan_cuda_update({.scan = params}, current_stream());
+    kernels::selective_scan_cuda_update(params, current_stream());
   } else {
     kernels::selective_scan_cuda_fwd(params, current_stream());
   }
