@@ -141,9 +141,13 @@ __device__ __forceinline__ float exp_accurate(float x) {
   return fmaf(power, rest * kLn2, power);
 }
 
-/// log(1 + e^x) as max(x, 0) + 2 atanh(e / (2 + e)) with e = e^-|x|; x itself above 20.
-__device__ __forceinline__ float softplus(float x) {
-  const float e = exp_accurate(fmaxf(-fabsf(x), -150.f));
+/// e^-|x|
+__device__ __forceinline__ float exp_of_minus(float x) {
+  return exp_accurate(fmaxf(-fabsf(x), -150.f));
+}
+
+/// log(1 + e^x) as max(x, 0) + 2 atanh(e / (2 + e)), e = e^-|x|; x itself above 20.
+__device__ __forceinline__ float softplus_of(float x, float e) {
   const float s = e * reciprocal(2.f + e);
   const float w = s * s;
   const float rest = fmaf(w, fmaf(w, fmaf(w, 0.14012228f, 0.13999571f), 0.20010850f), 0.33333207f);
@@ -151,7 +155,13 @@ __device__ __forceinline__ float softplus(float x) {
   return x <= 20.f ? positive : x;  // NaN too
 }
 
-/// The derivative of softplus.
-__device__ __forceinline__ float softplus_slope(float x) { return x > 20.f ? 1.f : sigmoid(x); }
+__device__ __forceinline__ float softplus(float x) { return softplus_of(x, exp_of_minus(x)); }
+
+/// softplus and its derivative.
+__device__ __forceinline__ float softplus(float x, float& slope) {
+  const float e = exp_of_minus(x);
+  slope = x > 20.f ? 1.f : (x >= 0.f ? 1.f : e) * reciprocal(1.f + e);
+  return softplus_of(x, e);
+}
 
 }  // namespace retain::kernels

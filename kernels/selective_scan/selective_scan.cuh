@@ -1,13 +1,13 @@
 #pragma once
 // Device pieces that the passes of the selective scan share.
 //
-// A block owns one batch row, `channels` channels of one group and one segment of time. A channel's
-// state is spread over `lanes` neighbouring threads, `states` indices each, in registers. Time runs
-// in tiles of kScanCudaTile steps: the block loads a tile of the inputs with each thread taking
-// four neighbouring channels of one step, puts delta' and delta' u into shared memory, and then
-// every thread walks through the steps with its own states.
+// A block owns one batch row, `channels` channels of one group and one segment of time. A thread
+// owns `own` neighbouring channels and `states` indices of each, in registers; a channel's indices
+// are spread over `lanes` neighbouring threads. Time runs in tiles such that each thread loads and
+// stores four neighbouring channels of one step; what a step needs goes through shared memory, and
+// so do sums over threads.
 //
-// A sum over n is a fixed tree: pairs, pairs of pairs, …, whatever `lanes` and `states` are.
+// A sum over n is a fixed tree: pairs, pairs of pairs, …, whatever the layout is.
 
 #include <retain/kernels/selective_scan/selective_scan_cuda.h>
 #include <retain/kernels/common/device.cuh>
@@ -19,63 +19,77 @@ namespace retain::kernels {
 
 constexpr int kTile = static_cast<int>(kScanCudaTile);
 
-/// How a block of threads is laid over channels and states.
-template <int kLanes, int kStates, int kThreads>
-struct ScanLayout {
-  static constexpr int lanes = kLanes, states = kStates, threads = kThreads;
-  static constexpr int channels = threads / lanes;
+/// How warps are laid over channels and states.
+template <int kLanes, int kStates, int kOwn, int kWarps = 1>
+struct WarpLayout {
+  static constexpr int lanes = kLanes, states = kStates, own = kOwn;
+  static constexpr int threads = 32 * kWarps;
   static constexpr int padded_n = lanes * states;
-  static constexpr int warp_channels = 32 / lanes;
-  static constexpr int warps = threads / 32;
-  static constexpr int blocks_an_sm = padded_n > 128 ? 1 : 512 / threads;  ///< that registers allow
-  static constexpr int fours = kTile * channels / 4;  ///< of one activation in a tile
-  static constexpr int fours_a_thread = (fours + threads - 1) / threads;
-  static constexpr int pairs = kTile * padded_n;  ///< of B or C in a tile
-  static constexpr int pairs_a_thread = (pairs + threads - 1) / threads;
-  static constexpr int group =
-      lanes < 4 ? lanes : 4;  ///< steps whose sums over n are made together
+  static constexpr int across = threads / lanes;  ///< threads over channels
+  static constexpr int channels = across * own;
+  static constexpr int quads = channels / 4;
+  static constexpr int steps = threads / quads;  ///< of a tile
 };
 
-/// Calls run(ScanLayout{}) with the layout that fits d_state. kWide: threads of a block where lanes
-/// are many.
-template <int kWide, typename Run>
-void dispatch_layout(int64_t N, const Run& run) {
-  if (N <= 4) return run(ScanLayout<1, 4, 128>{});
-  if (N <= 8) return run(ScanLayout<2, 4, 128>{});
-  if (N <= 16) return run(ScanLayout<4, 4, 128>{});
-  if (N <= 32) return run(ScanLayout<8, 4, 256>{});
-  if (N <= 64) return run(ScanLayout<16, 4, kWide>{});
-  if (N <= 128) return run(ScanLayout<32, 4, kWide>{});
-  return run(ScanLayout<32, 8, kWide>{});
-}
+/// The thread's own values of [.., D, N].
+template <class Layout>
+using OwnStates = float[Layout::own][Layout::states];
 
-/// Where a block works.
-struct BlockPlace {
+/// Where a block works, and a thread of it.
+template <class Layout>
+struct WarpPlace {
   int64_t segment, b, group, channel_block;
   int64_t first_channel;  ///< of D
-  int channels;           ///< that exist
+  int channels;           ///< of the block that exist
   int64_t begin, end;     ///< time steps
-};
+  int channel;            ///< first of the thread's own, in the block
+  int n;                  ///< first of the thread's indices
+  int64_t state;          ///< offset of its first state in [B, D, N]
+  int four_step;          ///< the step of a tile whose four channels the thread loads and stores
+  int four;               ///< first of these four, in the block
+  bool whole;             ///< all four exist, on their own boundary in memory
 
-template <class Layout>
-__device__ __forceinline__ BlockPlace block_place(const SelectiveScanCudaInputs& in) {
-  const int64_t per_group = in.D / in.G;
-  const int64_t blocks = (per_group + Layout::channels - 1) / Layout::channels;
-  BlockPlace place;
-  int64_t rest = blockIdx.x;
-  place.channel_block = rest % blocks;
-  rest /= blocks;
-  place.group = rest % in.G;
-  rest /= in.G;
-  place.b = rest % in.B;
-  place.segment = rest / in.B;
-  const int64_t first = place.channel_block * Layout::channels;
-  place.first_channel = place.group * per_group + first;
-  place.channels = static_cast<int>(min(per_group - first, int64_t{Layout::channels}));
-  place.begin = place.segment * in.segment_steps;
-  place.end = in.segments == 1 ? in.T : min(in.T, place.begin + in.segment_steps);
-  return place;
-}
+  __device__ __forceinline__ WarpPlace(const SelectiveScanCudaInputs& in, bool aligned) {
+    const int64_t per_group = in.D / in.G;
+    const int64_t blocks = (per_group + Layout::channels - 1) / Layout::channels;
+    int64_t rest = blockIdx.x;
+    channel_block = rest % blocks;
+    rest /= blocks;
+    group = rest % in.G;
+    rest /= in.G;
+    b = rest % in.B;
+    segment = rest / in.B;
+    const int64_t first = channel_block * Layout::channels;
+    first_channel = group * per_group + first;
+    channels = static_cast<int>(min(per_group - first, int64_t{Layout::channels}));
+    begin = segment * in.segment_steps;
+    end = in.segments == 1 ? in.T : min(in.T, begin + in.segment_steps);
+    const int thread = threadIdx.x % Layout::threads;
+    channel = thread / Layout::lanes * Layout::own;
+    n = thread % Layout::lanes * Layout::states;
+    state = (b * in.D + first_channel + channel) * in.N + n;
+    four_step = thread / Layout::quads;
+    four = thread % Layout::quads * 4;
+    whole = aligned && channels - four >= 4;
+  }
+
+  /// The thread's four of the tile that begins at step t.
+  template <typename T>
+  __device__ __forceinline__ T* at(const Activations& x, int64_t t) const {
+    return static_cast<T*>(x.data) + (t + four_step) * x.stride_t + b * x.stride_b + first_channel +
+           four;
+  }
+
+  /// A [D] vector's four, 0 where it is absent.
+  __device__ __forceinline__ float4 load_weights(const float* from) const {
+    float x[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[i] = from != nullptr && four + i < channels ? from[first_channel + four + i] : 0.f;
+    }
+    return {x[0], x[1], x[2], x[3]};
+  }
+};
 
 template <class Layout>
 int64_t channel_blocks(const SelectiveScanCudaInputs& in) {
@@ -89,154 +103,96 @@ dim3 scan_grid(const SelectiveScanCudaInputs& in) {
   return dim3(static_cast<unsigned>(blocks));
 }
 
-/// Whether every four channels lie on their own boundary in memory.
-inline bool in_fours(const SelectiveScanCudaInputs& in, std::initializer_list<Activations> all) {
-  const int64_t bytes = in.type == ActivationType::fp32 ? 16 : 8;
-  bool whole = in.D / in.G % 4 == 0;
-  for (const auto& x : all) {
-    whole = whole && reinterpret_cast<uintptr_t>(x.data) % bytes == 0 && x.stride_t % 4 == 0 &&
-            x.stride_b % 4 == 0;
-  }
-  return whole;
+/// Lets a kernel have that much dynamic shared memory.
+template <typename Kernel>
+void allow_shared(Kernel kernel, int bytes) {
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 
-/// A thread's place inside its block.
-template <class Layout>
-struct ThreadPlace {
-  int channel, lane;  ///< in the block; in the channel
-  bool live;
-  int64_t state;  ///< offset of its first state index in [B, D, N]
+/// What lies in aligned fours in memory.
+struct Alignment {
+  bool channels, pairs;
+  bool near = true;  ///< all strides over time are below 2^32 bytes
 
-  __device__ __forceinline__ ThreadPlace(const SelectiveScanCudaInputs& in, const BlockPlace& place)
-      : channel(threadIdx.x / Layout::lanes),
-        lane(threadIdx.x % Layout::lanes),
-        live(channel < place.channels),
-        state(((place.b * in.D) + place.first_channel + channel) * in.N + lane * Layout::states) {}
+  Alignment(const SelectiveScanCudaInputs& in, std::initializer_list<Activations> all) {
+    channels = in.D / in.G % 4 == 0;
+    for (const auto& x : all) channels = channels && in_fours(in, x);
+    pairs = in.N % 4 == 0 && in.B_stride_g % 4 == 0 && in.C_stride_g % 4 == 0 &&
+            in_fours(in, in.B_matrix) && in_fours(in, in.C_matrix);
+    for (const auto& x : all) near = near && is_near(in, x);
+    near = near && is_near(in, in.B_matrix) && is_near(in, in.C_matrix);
+  }
 
-  __device__ __forceinline__ int first_n() const { return lane * Layout::states; }
+  static bool is_near(const SelectiveScanCudaInputs& in, const Activations& x) {
+    const int64_t limit = int64_t{1} << (in.type == ActivationType::fp32 ? 30 : 31);
+    return x.stride_t >= 0 && x.stride_t < limit;
+  }
+
+  static bool in_fours(const SelectiveScanCudaInputs& in, const Activations& x) {
+    const int64_t bytes = in.type == ActivationType::fp32 ? 16 : 8;
+    return reinterpret_cast<uintptr_t>(x.data) % bytes == 0 && x.stride_t % 4 == 0 &&
+           x.stride_b % 4 == 0;
+  }
 };
 
 /// This thread's part of a [.., D, N] array; what does not exist reads as 0 and is not written.
 template <class Layout>
 __device__ __forceinline__ void load_states(const float* from, int64_t N,
-                                            const ThreadPlace<Layout>& me,
-                                            float (&h)[Layout::states]) {
+                                            const WarpPlace<Layout>& me, OwnStates<Layout>& h) {
+  const bool words = N % 4 == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0;
 #pragma unroll
-  for (int j = 0; j < Layout::states; ++j) {
-    h[j] = from != nullptr && me.live && me.first_n() + j < N ? from[j] : 0.f;
-  }
-}
-
-template <class Layout>
-__device__ __forceinline__ void store_states(float* to, int64_t N, const ThreadPlace<Layout>& me,
-                                             const float (&h)[Layout::states]) {
+  for (int k = 0; k < Layout::own; ++k) {
 #pragma unroll
-  for (int j = 0; j < Layout::states; ++j) {
-    if (me.live && me.first_n() + j < N) to[j] = h[j];
-  }
-}
-
-/// Four neighbouring channels of every `stride`-th step of a tile: what a thread loads and stores.
-template <class Layout>
-struct FourPlace {
-  static constexpr int across = Layout::channels / 4;
-  static constexpr int stride = Layout::threads / across;
-  int step, channel;  ///< first step in the tile; first channel in the block
-  int count;          ///< of the four channels that exist
-  bool whole;         ///< all four exist, on their own boundary in memory
-
-  __device__ __forceinline__ FourPlace(const BlockPlace& place, bool aligned)
-      : step(threadIdx.x / across),
-        channel(threadIdx.x % across * 4),
-        count(place.channels - channel),
-        whole(aligned && count >= 4) {}
-
-  /// Whether step k of this thread's is one of the tile's first `steps`.
-  __device__ __forceinline__ bool inside(int k, int steps) const {
-    return step + k * stride < steps;
-  }
-
-  /// The thread's first four of a tile that begins at step t.
-  template <typename T>
-  __device__ __forceinline__ T* at(const Activations& x, const BlockPlace& place, int64_t t) const {
-    return static_cast<T*>(x.data) + (t + step) * x.stride_t + place.b * x.stride_b +
-           place.first_channel + channel;
-  }
-
-  /// A [D] vector's four, 0 where it is absent.
-  __device__ __forceinline__ void load(const float* from, const BlockPlace& place,
-                                       float (&x)[4]) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      x[i] = from != nullptr && i < count ? from[place.first_channel + channel + i] : 0.f;
+    for (int j = 0; j < Layout::states; j += 4) {
+      const bool there = from != nullptr && me.channel + k < me.channels;
+      const auto count = there ? static_cast<int>(N) - me.n - j : 0;
+      const float4 x = widen<float>(load_four(from + k * N + j, count, words && count >= 4));
+      h[k][j] = x.x;
+      h[k][j + 1] = x.y;
+      h[k][j + 2] = x.z;
+      h[k][j + 3] = x.w;
     }
   }
-};
-
-/// Whether the state is cleared before this thread's step of the tile: the lanes of a warp share
-/// its steps. reset_bits makes them one word once they have come from memory.
-__device__ __forceinline__ bool load_reset(const SelectiveScanCudaInputs& in,
-                                           const BlockPlace& place, int64_t tile) {
-  const int64_t t = tile + threadIdx.x % 32;
-  return in.reset.data != nullptr && threadIdx.x % 32 < kTile && t < place.end &&
-         in.reset.data[t * in.reset.stride_t + place.b * in.reset.stride_b];
 }
 
-/// Bit s says that the state is cleared before step s of the tile.
+template <class Layout>
+__device__ __forceinline__ void store_states(float* to, int64_t N, const WarpPlace<Layout>& me,
+                                             const OwnStates<Layout>& h) {
+  const bool words = N % 4 == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0;
+#pragma unroll
+  for (int k = 0; k < Layout::own; ++k) {
+#pragma unroll
+    for (int j = 0; j < Layout::states; j += 4) {
+      const int count = me.channel + k < me.channels ? static_cast<int>(N) - me.n - j : 0;
+      store_four(to + k * N + j, float4{h[k][j], h[k][j + 1], h[k][j + 2], h[k][j + 3]}, count,
+                 words && count >= 4);
+    }
+  }
+}
+
+/// A times log2(e): for exponentials of base 2.
+template <class Layout>
+__device__ __forceinline__ void load_rates(const SelectiveScanCudaInputs& in,
+                                           const WarpPlace<Layout>& me, OwnStates<Layout>& A) {
+  load_states<Layout>(in.A + (me.first_channel + me.channel) * in.N + me.n, in.N, me, A);
+#pragma unroll
+  for (int k = 0; k < Layout::own; ++k) {
+#pragma unroll
+    for (int n = 0; n < Layout::states; ++n) A[k][n] *= kLog2e;
+  }
+}
+
+/// Bit s says that the state is cleared before step s of the tile, of which the lanes of a warp
+/// hold one each.
 __device__ __forceinline__ unsigned reset_bits(bool reset) { return __ballot_sync(~0u, reset); }
 
-/// Walks over a [T, B, G, N] array a tile at a time: from memory to registers, then to shared
-/// memory, padded with zeros.
-template <class Layout, typename T>
-struct MatrixWalk {
-  static constexpr int kAcross =
-      Layout::threads < Layout::padded_n ? Layout::threads : Layout::padded_n;
-  static constexpr int kDown = Layout::threads / kAcross;   ///< steps that the threads cover
-  static constexpr int kWide = Layout::padded_n / kAcross;  ///< elements of a step a thread
-  const T* from;
-  int step, n;
-  T value[Layout::pairs_a_thread];
-
-  __device__ __forceinline__ MatrixWalk(const Activations& x, int64_t stride_g,
-                                        const BlockPlace& place, int64_t tile)
-      : step(threadIdx.x / kAcross), n(threadIdx.x % kAcross) {
-    from = static_cast<const T*>(x.data) + (tile + step) * x.stride_t + place.b * x.stride_b +
-           place.group * stride_g + n;
-  }
-
-  __device__ __forceinline__ void fetch(const Activations& x, int N, int steps) {
-#pragma unroll
-    for (int k = 0; k < Layout::pairs_a_thread; ++k) {
-      const int down = k / kWide * kDown, right = k % kWide * kAcross;
-      const bool inside = n + right < N && step + down < steps;
-      value[k] = inside ? from[down * x.stride_t + right] : from_float<T>(0.f);
-    }
-  }
-
-  __device__ __forceinline__ void advance(const Activations& x, int tiles) {
-    from += tiles * kTile * x.stride_t;
-  }
-
-  __device__ __forceinline__ void put(float* shared) const {
-#pragma unroll
-    for (int k = 0; k < Layout::pairs_a_thread; ++k) {
-      const int down = k / kWide * kDown, right = k % kWide * kAcross;
-      if (step + down < kTile)
-        shared[(step + down) * Layout::padded_n + n + right] = to_float(value[k]);
-    }
-  }
-};
-
 /// delta' of four elements.
-__device__ __forceinline__ void step_sizes(float4 delta, const float (&bias)[4], bool use_softplus,
-                                           float (&size)[4]) {
-  size[0] = delta.x + bias[0];
-  size[1] = delta.y + bias[1];
-  size[2] = delta.z + bias[2];
-  size[3] = delta.w + bias[3];
-  if (!use_softplus) return;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) size[i] = softplus(size[i]);
+__device__ __forceinline__ float4 step_sizes(float4 delta, float4 bias, bool use_softplus) {
+  float4 size{delta.x + bias.x, delta.y + bias.y, delta.z + bias.z, delta.w + bias.w};
+  if (use_softplus) {
+    size = {softplus(size.x), softplus(size.y), softplus(size.z), softplus(size.w)};
+  }
+  return size;
 }
 
 /// exp(delta' A); A times log2(e). Near 1 the special-function unit is 7e-9 low on average, which a
@@ -250,7 +206,7 @@ __device__ __forceinline__ float advance(float h, float delta, float A, float dr
   return fmaf(decay_of(delta, A), h, __fmul_rn(drive, B));
 }
 
-/// Σ C h over a thread's own indices.
+/// The sum of a thread's own products, a tree.
 template <int kStates>
 __device__ __forceinline__ float own_sum(const float (&C)[kStates], const float (&h)[kStates]) {
   float sum[kStates / 2];
@@ -266,46 +222,278 @@ __device__ __forceinline__ float own_sum(const float (&C)[kStates], const float 
   return sum[0];
 }
 
-/// Sums each of `group` values over the lanes of a channel; lane l gets the total of value
-/// l % group.
+/// `count` neighbouring floats of shared memory, 1, 2 or fours of them.
+template <int count>
+__device__ __forceinline__ void read_floats(const float* shared, float (&x)[count]) {
+  if constexpr (count == 1) {
+    x[0] = *shared;
+  } else if constexpr (count == 2) {
+    const float2 two = *reinterpret_cast<const float2*>(shared);
+    x[0] = two.x;
+    x[1] = two.y;
+  } else {
+#pragma unroll
+    for (int j = 0; j < count; j += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(shared + j);
+      x[j] = four.x;
+      x[j + 1] = four.y;
+      x[j + 2] = four.z;
+      x[j + 3] = four.w;
+    }
+  }
+}
+
+template <int count>
+__device__ __forceinline__ void write_floats(float* shared, const float (&x)[count]) {
+  if constexpr (count == 1) {
+    *shared = x[0];
+  } else if constexpr (count == 2) {
+    *reinterpret_cast<float2*>(shared) = {x[0], x[1]};
+  } else {
+#pragma unroll
+    for (int j = 0; j < count; j += 4) {
+      *reinterpret_cast<float4*>(shared + j) = {x[j], x[j + 1], x[j + 2], x[j + 3]};
+    }
+  }
+}
+
+/// Two values of each of a step's channels, the thread's own.
 template <class Layout>
-__device__ __forceinline__ float sum_over_lanes(float (&value)[Layout::group]) {
-  const int lane = threadIdx.x % Layout::lanes;
+__device__ __forceinline__ void read_step(const float2 (&step)[Layout::channels],
+                                          const WarpPlace<Layout>& me, float (&x)[Layout::own],
+                                          float (&y)[Layout::own]) {
+  float both[2 * Layout::own];
+  read_floats(reinterpret_cast<const float*>(&step[me.channel]), both);
 #pragma unroll
-  for (int bit = 1; bit < Layout::lanes; bit *= 2) {
-    const int left = Layout::group / (2 * bit);
-    if (left == 0) {
-      value[0] += __shfl_xor_sync(~0u, value[0], bit);
-      continue;
-    }
-#pragma unroll
-    for (int j = 0; j < left; ++j) {
-      const bool odd = (lane & bit) != 0;
-      const float keep = odd ? value[2 * j + 1] : value[2 * j];
-      const float give = odd ? value[2 * j] : value[2 * j + 1];
-      value[j] = keep + __shfl_xor_sync(~0u, give, bit);
-    }
-  }
-  return value[0];
-}
-
-/// `states` neighbouring floats of shared memory.
-template <int kStates>
-__device__ __forceinline__ void read_states(const float* shared, float (&x)[kStates]) {
-#pragma unroll
-  for (int j = 0; j < kStates; j += 4) {
-    const float4 four = *reinterpret_cast<const float4*>(shared + j);
-    x[j] = four.x;
-    x[j + 1] = four.y;
-    x[j + 2] = four.z;
-    x[j + 3] = four.w;
+  for (int k = 0; k < Layout::own; ++k) {
+    x[k] = both[2 * k];
+    y[k] = both[2 * k + 1];
   }
 }
 
-/// Carries states over segments, thread an index of [B, D, N]: replaces the change that each
-/// segment makes from zero, states[s], by the state that enters it. A negative decay marks a reset
-/// inside. `reverse` carries gradients from the last segment to the first.
-void carry_segments(const SelectiveScanCudaInputs& in, const float* first, bool reverse,
-                    CudaStream stream);
+/// Two values of each of the four channels that the thread loads.
+template <class Layout>
+__device__ __forceinline__ void put_step(float2 (&step)[Layout::channels],
+                                         const WarpPlace<Layout>& me, float4 x, float4 y) {
+  auto* to = reinterpret_cast<float4*>(&step[me.four]);
+  to[0] = {x.x, y.x, x.y, y.y};
+  to[1] = {x.z, y.z, x.w, y.w};
+}
+
+__device__ __forceinline__ float4 times4(float4 a, float4 b) {
+  return {__fmul_rn(a.x, b.x), __fmul_rn(a.y, b.y), __fmul_rn(a.z, b.z), __fmul_rn(a.w, b.w)};
+}
+
+__device__ __forceinline__ float4 operator+(float4 a, float4 b) {
+  return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
+}
+
+/// What the lanes of each channel add to a sum over n: written a thread's own channels at a time,
+/// read in fours of channels. Rows are padded against bank conflicts.
+template <class Layout>
+struct LaneSums {
+  static constexpr int parts = Layout::lanes < 8 ? Layout::lanes : 8;
+  static constexpr int row = Layout::channels + (Layout::lanes <= 4 ? 8 : 4);
+  float part[parts][row];
+
+  __device__ __forceinline__ void put(const WarpPlace<Layout>& me, float (&own)[Layout::own]) {
+    constexpr int kEach = Layout::lanes / parts;
+    const int lane = threadIdx.x % Layout::lanes;
+#pragma unroll
+    for (int bit = 1; bit < kEach; bit *= 2) {
+#pragma unroll
+      for (int k = 0; k < Layout::own; ++k) own[k] += __shfl_xor_sync(~0u, own[k], bit);
+    }
+    if (lane % kEach == 0) write_floats(&part[lane / kEach][me.channel], own);
+  }
+  /// The sums of the thread's four channels: a tree over the lanes.
+  __device__ __forceinline__ float4 get(const WarpPlace<Layout>& me) const {
+    return sum<0, parts>(me);
+  }
+  template <int kFirst, int kCount>
+  __device__ __forceinline__ float4 sum(const WarpPlace<Layout>& me) const {
+    if constexpr (kCount == 1) {
+      return *reinterpret_cast<const float4*>(&part[kFirst][me.four]);
+    } else {
+      return sum<kFirst, kCount / 2>(me) + sum<kFirst + kCount / 2, kCount / 2>(me);
+    }
+  }
+};
+
+/// Arrays with a row for each step.
+enum Array { kU, kDelta, kZ, kDy, kB, kC, kReset, kY, kDu, kDdelta, kDz, kArrays };
+
+/// Where an array's rows lie: its bytes at a first step, and from one step to the next.
+struct alignas(16) Rows {
+  char* data;
+  int64_t stride;
+
+  /// Byte `offset` of step `step`.
+  __device__ __forceinline__ char* at(int step, int offset) const {
+    return data + static_cast<uint64_t>(static_cast<unsigned>(step)) * stride + offset;
+  }
+  /// The same where strides are below 2^32.
+  __device__ __forceinline__ char* near(int step, int offset) const {
+    return data +
+           (static_cast<uint64_t>(static_cast<unsigned>(step)) * static_cast<unsigned>(stride) +
+            static_cast<unsigned>(offset));
+  }
+};
+
+/// The rows of an array from step t on; `offset` elements into them.
+template <typename T>
+__device__ __forceinline__ Rows rows_of(const Activations& x, int64_t t, int64_t b,
+                                        int64_t offset) {
+  T* data = static_cast<T*>(x.data);
+  if (data != nullptr) data += t * x.stride_t + b * x.stride_b + offset;
+  return {reinterpret_cast<char*>(data), x.stride_t * static_cast<int64_t>(sizeof(T))};
+}
+
+/// The rows of the inputs from step t on.
+template <typename T, class Layout>
+__device__ __forceinline__ void put_rows(const SelectiveScanCudaInputs& in,
+                                         const WarpPlace<Layout>& me, int64_t t, Rows* rows) {
+  if (threadIdx.x != 0) return;
+  rows[kU] = rows_of<T>(in.u, t, me.b, me.first_channel);
+  rows[kDelta] = rows_of<T>(in.delta, t, me.b, me.first_channel);
+  rows[kZ] = rows_of<T>(in.z, t, me.b, me.first_channel);
+  rows[kB] = rows_of<T>(in.B_matrix, t, me.b, me.group * in.B_stride_g);
+  rows[kC] = rows_of<T>(in.C_matrix, t, me.b, me.group * in.C_stride_g);
+  const auto* reset = reinterpret_cast<const char*>(in.reset.data);
+  if (reset != nullptr) reset += t * in.reset.stride_t + me.b * in.reset.stride_b;
+  rows[kReset] = {const_cast<char*>(reset), in.reset.stride_t};
+}
+
+/// Whether the state is cleared before this thread's step of a tile, as it lies in memory.
+__device__ __forceinline__ int load_reset(const Rows* all, int first, int steps) {
+  const Rows rows = all[kReset];
+  if (rows.data == nullptr || threadIdx.x >= steps) return 0;
+  return *rows.at(first + threadIdx.x, 0);
+}
+
+/// What a tile needs, as it lies in memory.
+template <class Layout, typename T, int kFours>
+struct alignas(16) RawTile {
+  T four[kFours][32][4];                       ///< by Array: each thread's four
+  T pair[2][Layout::steps][Layout::padded_n];  ///< B, C
+};
+
+/// Moves the rows by `steps` steps.
+__device__ __forceinline__ void move_rows(Rows* all, int count, int64_t steps) {
+  __syncwarp();
+  if (threadIdx.x < count) {
+    Rows& rows = all[threadIdx.x];
+    if (rows.data != nullptr) rows.data += steps * rows.stride;
+  }
+  __syncwarp();
+}
+
+/// Copies four elements to shared memory while the thread goes on; zeros where `there` is false.
+template <typename T>
+__device__ __forceinline__ void copy_four(T* to, const char* from, bool there) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "l"(from), "n"(4 * sizeof(T)), "r"(there ? static_cast<int>(4 * sizeof(T)) : 0));
+}
+
+/// Starts to bring the tile that begins at step `first` of the rows into shared memory: the first
+/// `fours` arrays, and B alone or C too. All words exist and lie on their boundaries.
+template <class Layout, typename T, int kFours>
+__device__ __forceinline__ void copy_tile(const Rows* all, RawTile<Layout, T, kFours>& raw,
+                                          const WarpPlace<Layout>& me, int first, int steps,
+                                          int fours, int pairs) {
+  constexpr int kSize = sizeof(T);
+  // All addresses first: a copy would hold back the reads of the next rows.
+  const bool there = me.four_step < steps;
+  const char* from[kFours];
+  bool exists[kFours];
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
+    const Rows rows = all[i];
+    from[i] = rows.near(first + me.four_step, me.four * kSize);
+    exists[i] = there && rows.data != nullptr;
+  }
+  constexpr int kWide = Layout::padded_n / 4, kHalf = Layout::steps * kWide;  // fours of B
+  constexpr int kCopies = (2 * kHalf + 31) / 32;
+  const Rows B = all[kB], C = all[kC];
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
+    if (i < 2 || fours > 2) copy_four(raw.four[i][threadIdx.x], from[i], exists[i]);
+  }
+#pragma unroll(kCopies <= 8 ? kCopies : 1)
+  for (int k = 0; k < kCopies; ++k) {
+    const int i = k * 32 + threadIdx.x, step = i % kHalf / kWide, n = i % kWide * 4;
+    const bool is_B = kHalf % 32 == 0 ? k * 32 < kHalf : i < kHalf;
+    if (i < pairs * kHalf) {
+      copy_four(&raw.pair[0][0][0] + i * 4, (is_B ? B : C).near(first + step, n * kSize),
+                step < steps);
+    }
+  }
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/// The same for any tile, all of it, here and now.
+template <class Layout, typename T>
+__device__ __noinline__ void load_tile(const Rows* all, T* fours, int arrays, T* pairs,
+                                       int channels, int N, int first, int steps) {
+  for (int i = threadIdx.x; i < arrays * 128; i += 32) {
+    const int step = i % 128 / Layout::channels, channel = i % Layout::channels;
+    const Rows rows = all[i / 128];
+    const bool there = step < steps && channel < channels && rows.data != nullptr;
+    fours[i] =
+        there ? reinterpret_cast<const T*>(rows.at(first + step, 0))[channel] : from_float<T>(0.f);
+  }
+  for (int i = threadIdx.x; i < 2 * Layout::steps * Layout::padded_n; i += 32) {
+    const int step = i / Layout::padded_n % Layout::steps, n = i % Layout::padded_n;
+    const bool there = step < steps && n < N;
+    const Rows rows = all[i < Layout::steps * Layout::padded_n ? kB : kC];
+    pairs[i] = there ? reinterpret_cast<const T*>(rows.at(first + step, 0))[n] : from_float<T>(0.f);
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ float4 widen_at(const T* shared) {
+  return widen<T>(*reinterpret_cast<const Four<T>*>(shared));
+}
+
+/// B or C of the tile as floats.
+template <class Layout, typename T>
+__device__ __forceinline__ void put_pairs(const T (&raw)[Layout::steps][Layout::padded_n],
+                                          float (&to)[Layout::steps][Layout::padded_n]) {
+  constexpr int kPairs = Layout::steps * Layout::padded_n;
+#pragma unroll(kPairs <= 1024 ? kPairs / 128 + 1 : 1)
+  for (int k = 0; k < kPairs; k += 128) {
+    const int i = k + threadIdx.x * 4;
+    if (i < kPairs) {
+      *reinterpret_cast<float4*>(&to[0][0] + i) = widen_at(&raw[0][0] + i);
+    }
+  }
+}
+
+/// Largest d_state of the backward pass with whole states in a warp; above it, the wide one.
+inline constexpr int64_t kSmallState = 16;
+
+int64_t wide_channel_blocks(const SelectiveScanCudaInputs& in);
+
+/// All of the backward pass but its segments and the sums over rows, for d_state above kSmallState.
+void launch_wide_bwd(const SelectiveScanCudaBwd& p, CudaStream stream);
+
+/// The state that enters each segment into segment_states.
+void enter_segments(const SelectiveScanCudaFwd& p, CudaStream stream);
+
+/// The gradient that enters each segment at its end into segment_states.
+void enter_segments(const SelectiveScanCudaBwd& p, CudaStream stream);
+
+/// Calls run(Layout{}) with the layout of one warp that fits d_state.
+template <typename Run>
+void dispatch_warp_layout(int64_t N, const Run& run) {
+  if (N <= 4) return run(WarpLayout<1, 4, 1>{});
+  if (N <= 8) return run(WarpLayout<2, 4, 2>{});
+  if (N <= 16) return run(WarpLayout<4, 4, 4>{});
+  if (N <= 32) return run(WarpLayout<8, 4, 4>{});
+  if (N <= 64) return run(WarpLayout<16, 4, 4>{});
+  if (N <= 128) return run(WarpLayout<32, 4, 4>{});
+  return run(WarpLayout<32, 8, 4>{});
+}
 
 }  // namespace retain::kernels

@@ -1,12 +1,12 @@
 // Backward pass of the selective scan. With g_t = dL/dh_t = C_t dy_t + exp(delta'_{t+1} A) g_{t+1},
-// q_t = exp(delta'_t A) h_{t-1} and dy the gradient before the gate:
-//   dB_t = Σ_d g delta' u,   dC_t = Σ_d dy h_t,   dA = Σ_t g q delta',
-//   du = delta' Σ_n g B + D dy,   ddelta' = u Σ_n g B + Σ_n g q A.
-// The state that enters each tile is computed again from the checkpoint before it, then the tile
-// runs forward with every state kept in registers and backward with its exponentials computed
-// again. dB and dC are summed over the channels of a warp by exchanges, over warps in shared
-// memory, over blocks by a second kernel, always in the same order. A step that no gradient reaches
-// adds nothing, even if its values are NaN.
+// e_t = exp(delta'_t A) g_t and dy the gradient before the gate:
+//   dB_t = Σ_d g delta' u,   dC_t = Σ_d dy h_t,   dA = Σ_t e h_{t-1} delta',
+//   du = delta' Σ_n g B + D dy,   ddelta' = u Σ_n g B + Σ_n e h_{t-1} A.
+// Time runs in chunks between checkpoints, last chunk first. A chunk runs forward once for the
+// states that enter each of its parts; then part by part, from the last, forward with every state
+// and decay kept in registers, and backward. dB and dC are summed over the channels of a block
+// through shared memory and over blocks by a second kernel, always in the same order. A step that
+// no gradient reaches adds nothing, even if its values are NaN.
 
 #include <retain/kernels/common/sum_parts.cuh>
 #include <retain/kernels/selective_scan/selective_scan.cuh>
@@ -14,21 +14,61 @@
 namespace retain::kernels {
 namespace {
 
-constexpr int kPart = 8;  ///< steps whose states a thread keeps in registers
-constexpr int kParts = kTile / kPart;
+/// Steps whose states and decays a thread keeps: as many as 128 registers hold.
+template <class Layout>
+constexpr int kPart = std::clamp(64 / (Layout::own * Layout::states), 1, Layout::steps);
+
+/// What each thread adds to dB or dC, for every step of a part.
+template <class Layout>
+struct PairSums {
+  static constexpr int row = Layout::across * Layout::padded_n + 16;  ///< against bank conflicts
+  static constexpr int kWide = Layout::padded_n / 2;                  // pairs of values of a step
+  float part[kPart<Layout>][row];
+
+  __device__ __forceinline__ void put(int step, const float (&own)[Layout::states]) {
+    write_floats(&part[step][threadIdx.x * Layout::states], own);
+  }
+
+  /// Sums over channels, of the part's first `steps` steps, into memory.
+  __device__ __forceinline__ void store(float* to, int64_t stride_t, int N, int steps) const {
+#pragma unroll
+    for (int i = 0; i < kPart<Layout> * kWide; i += 32) {
+      const int step = (i + threadIdx.x) / kWide, n = (i + threadIdx.x) % kWide * 2;
+      if (step >= kPart<Layout>) continue;
+      float2 x[Layout::across];
+#pragma unroll
+      for (int a = 0; a < Layout::across; ++a) {
+        x[a] = *reinterpret_cast<const float2*>(&part[step][a * Layout::padded_n + n]);
+      }
+#pragma unroll
+      for (int width = Layout::across / 2; width > 0; width /= 2) {
+#pragma unroll
+        for (int a = 0; a < width; ++a) x[a] = {x[a].x + x[a + width].x, x[a].y + x[a + width].y};
+      }
+      const float2 sum = x[0];
+      float* at = to + step * stride_t + n;
+      if (step >= steps) continue;
+      if (N % 2 == 0 && n < N) {
+        *reinterpret_cast<float2*>(at) = sum;
+      } else if (n < N) {
+        at[0] = sum.x;
+        if (n + 1 < N) at[1] = sum.y;
+      }
+    }
+  }
+};
 
 template <class Layout>
 struct alignas(16) BwdShared {
-  static constexpr int row = Layout::channels + 8;  ///< padded against bank conflicts
-  float2 step[kTile][Layout::channels];             ///< delta', delta' u
-  float dy[kTile][Layout::channels];
-  float B[Layout::pairs], C[Layout::pairs];
-  float by_input[kTile][row], by_decay[kTile][row], y[kTile][row];  ///< sums over n
-  float u[kTile][Layout::channels], slope[kTile][Layout::channels];
-  float dz[kTile][Layout::channels];  ///< dL/dout · silu'(z), which lacks the factor y
-  float by_warp[Layout::warps][kTile][2 * Layout::padded_n];  ///< dB, then dC
-  float4 dD[Layout::fours_a_thread][Layout::threads],
-      dbias[Layout::fours_a_thread][Layout::threads];
+  float2 step[Layout::steps][Layout::channels];  ///< delta', delta' u
+  float dy[Layout::steps][Layout::channels];
+  float B[Layout::steps][Layout::padded_n], C[Layout::steps][Layout::padded_n];
+  LaneSums<Layout> by_input[kPart<Layout>], by_decay[kPart<Layout>];  ///< the first for y too
+  PairSums<Layout> pairs;                                             ///< dC, then dB
+  float4 u[32], slope[32], dz[32];  ///< each thread's four: u, softplus', dL/dout silu'(z)
+  float4 dD[32], dbias[32];         ///< sums of each thread's fours
+  float bias[Layout::channels], D[Layout::channels];
+  Rows rows[kArrays];  ///< by Array
 };
 
 /// Products in which a zero gradient wins over whatever it meets.
@@ -41,480 +81,461 @@ __device__ __forceinline__ float plus_times(float gradient, float x, float sum) 
   return kCareful && gradient == 0.f ? sum : fmaf(gradient, x, sum);
 }
 
-/// Loads a tile into shared memory; kForward and kGradients: what the way there and the way back
-/// need. Returns whether four neighbouring dy are all zero somewhere.
-template <typename T, class Layout, bool kForward, bool kGradients>
-__device__ bool put_tile(const SelectiveScanCudaBwd& p, const BlockPlace& place,
-                         const FourPlace<Layout>& mine, int64_t tile, int steps,
-                         BwdShared<Layout>& shared) {
-  const auto& in = p.in;
-  MatrixWalk<Layout, T> B(in.B_matrix, in.B_stride_g, place, tile);
-  MatrixWalk<Layout, T> C(in.C_matrix, in.C_stride_g, place, tile);
-  if (kForward) B.fetch(in.B_matrix, in.N, steps);
-  if (kGradients) C.fetch(in.C_matrix, in.N, steps);
-  float bias[4];
-  mine.load(in.delta_bias, place, bias);
-  bool unreached = false;
+/// The states that enter the parts of a chunk but its first, each thread its own.
+template <class Layout>
+struct Starts {
+  static constexpr int fours = Layout::own * Layout::states / 4;
+  float4* memory;
+
+  __device__ __forceinline__ void put(int part, const OwnStates<Layout>& h) const {
 #pragma unroll
-  for (int k = 0; k < Layout::fours_a_thread; ++k) {
-    if (!mine.inside(k, kTile)) continue;
-    const bool there = mine.inside(k, steps);
-    const auto load = [&](const Activations& x) {
-      const T* from = mine.template at<T>(x, place, tile) + k * mine.stride * x.stride_t;
-      const bool exists = there && x.data != nullptr;
-      return widen<T>(load_four(from, exists ? mine.count : 0, exists && mine.whole));
-    };
-    const float4 u4 = load(in.u), delta4 = load(in.delta);
-    const float4 dout4 = kGradients ? load(p.dy) : float4{};
-    const float4 z4 = kGradients ? load(in.z) : float4{};
-    const float u[4] = {u4.x, u4.y, u4.z, u4.w},
-                delta[4] = {delta4.x, delta4.y, delta4.z, delta4.w};
-    const float dout[4] = {dout4.x, dout4.y, dout4.z, dout4.w}, z[4] = {z4.x, z4.y, z4.z, z4.w};
-    const int step = mine.step + k * mine.stride;
-    float size[4];
-    step_sizes(delta4, bias, in.delta_softplus, size);
-    if (!there) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) size[i] = 0.f;
+    for (int i = 0; i < fours; ++i) {
+      const float* x = &h[i * 4 / Layout::states][i * 4 % Layout::states];
+      memory[(part * fours + i) * 32 + threadIdx.x] = {x[0], x[1], x[2], x[3]};
     }
-    auto* to = reinterpret_cast<float4*>(&shared.step[step][mine.channel]);
-    to[0] = {size[0], __fmul_rn(size[0], u[0]), size[1], __fmul_rn(size[1], u[1])};
-    to[1] = {size[2], __fmul_rn(size[2], u[2]), size[3], __fmul_rn(size[3], u[3])};
-    if (!kGradients) continue;
-    float dy[4], dz[4] = {}, slope[4] = {1.f, 1.f, 1.f, 1.f};
-    bool zero = mine.count > 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      dy[i] = dout[i];
-      if (in.z.data != nullptr) {
-        const float gate = dout[i] == 0.f ? 0.f : z[i];
-        const float open = sigmoid(gate);
-        dz[i] = dout[i] * open * (1.f + gate * (1.f - open));
-        dy[i] = dout[i] * gate * open;
-      }
-      if (in.delta_softplus) slope[i] = softplus_slope(delta[i] + bias[i]);
-      zero = zero && dy[i] == 0.f;
-    }
-    unreached = unreached || zero;
-    const auto put = [&](float(&row)[Layout::channels], const float(&x)[4]) {
-      *reinterpret_cast<float4*>(&row[mine.channel]) = {x[0], x[1], x[2], x[3]};
-    };
-    put(shared.dy[step], dy);
-    put(shared.dz[step], dz);
-    put(shared.u[step], u);
-    put(shared.slope[step], slope);
   }
-  if (kForward) B.put(shared.B);
-  if (kGradients) C.put(shared.C);
-  return unreached;
+  __device__ __forceinline__ void get(int part, OwnStates<Layout>& h) const {
+#pragma unroll
+    for (int i = 0; i < fours; ++i) {
+      const float4 x = memory[(part * fours + i) * 32 + threadIdx.x];
+      float* to = &h[i * 4 / Layout::states][i * 4 % Layout::states];
+      to[0] = x.x;
+      to[1] = x.y;
+      to[2] = x.z;
+      to[3] = x.w;
+    }
+  }
+};
+
+/// Rows of the chunk that begins at step t.
+template <typename T, class Layout>
+__device__ __forceinline__ void put_all_rows(const SelectiveScanCudaBwd& p,
+                                             const WarpPlace<Layout>& me, int64_t t, Rows* rows) {
+  put_rows<T>(p.in, me, t, rows);
+  if (threadIdx.x == 0) {
+    rows[kDy] = rows_of<T>(p.dy, t, me.b, me.first_channel);
+    rows[kDu] = rows_of<T>(p.du, t, me.b, me.first_channel);
+    rows[kDdelta] = rows_of<T>(p.ddelta, t, me.b, me.first_channel);
+    rows[kDz] = rows_of<T>(p.dz, t, me.b, me.first_channel);
+  }
+  __syncwarp();
+}
+
+/// What the way there needs of a tile.
+template <class Layout, typename T>
+__device__ __forceinline__ void put_pass(const SelectiveScanCudaInputs& in,
+                                         const WarpPlace<Layout>& me,
+                                         const RawTile<Layout, T, 4>& raw,
+                                         BwdShared<Layout>& shared) {
+  const float4 u = widen_at(raw.four[0][threadIdx.x]), delta = widen_at(raw.four[1][threadIdx.x]);
+  const float4 bias = *reinterpret_cast<const float4*>(&shared.bias[me.four]);
+  put_pairs<Layout>(raw.pair[0], shared.B);
+  const float4 size = step_sizes(delta, bias, in.delta_softplus);
+  put_step<Layout>(shared.step[me.four_step], me, size, times4(size, u));
+}
+
+/// All of a tile, for the way back. Steps past the end have a delta' of 0 and so no effect. Returns
+/// whether four neighbouring dy are all zero somewhere.
+template <class Layout, typename T>
+__device__ __forceinline__ bool put_tile(const SelectiveScanCudaInputs& in,
+                                         const WarpPlace<Layout>& me, int steps,
+                                         const RawTile<Layout, T, 4>& raw,
+                                         BwdShared<Layout>& shared) {
+  constexpr float4 kOnes{1.f, 1.f, 1.f, 1.f};
+  const float4 u = widen_at(raw.four[0][threadIdx.x]), delta = widen_at(raw.four[1][threadIdx.x]);
+  const float4 z = widen_at(raw.four[2][threadIdx.x]), dout = widen_at(raw.four[3][threadIdx.x]);
+  const float4 bias = *reinterpret_cast<const float4*>(&shared.bias[me.four]);
+  put_pairs<Layout>(raw.pair[0], shared.B);
+  put_pairs<Layout>(raw.pair[1], shared.C);
+  const auto each = [](const auto& run) {
+    run(&float4::x);
+    run(&float4::y);
+    run(&float4::z);
+    run(&float4::w);
+  };
+  float4 dy = dout, dz = {}, size, slope = kOnes;
+  if (in.z.data != nullptr) {
+    each([&](auto m) {
+      const float gate = dout.*m == 0.f ? 0.f : z.*m, open = sigmoid(gate);
+      dz.*m = dout.*m * open * (1.f + gate * (1.f - open));
+      dy.*m = dout.*m * gate * open;
+    });
+  }
+  each([&](auto m) { size.*m = delta.*m + bias.*m; });
+  if (in.delta_softplus) each([&](auto m) { size.*m = softplus(size.*m, slope.*m); });
+  if (me.four_step >= steps) size = {};
+  put_step<Layout>(shared.step[me.four_step], me, size, times4(size, u));
+  *reinterpret_cast<float4*>(&shared.dy[me.four_step][me.four]) = dy;
+  shared.u[threadIdx.x] = u;
+  shared.slope[threadIdx.x] = slope;
+  shared.dz[threadIdx.x] = dz;
+  return me.four < me.channels && dy.x == 0.f && dy.y == 0.f && dy.z == 0.f && dy.w == 0.f;
 }
 
 /// The state after kPart steps from step `first` of the tile on.
-template <class Layout>
+template <bool kResets, class Layout>
 __device__ __forceinline__ void pass_part(const BwdShared<Layout>& shared,
-                                          const ThreadPlace<Layout>& me,
-                                          const float (&A)[Layout::states], int first,
-                                          unsigned resets, float (&h)[Layout::states]) {
-#pragma unroll 4
-  for (int s = first; s < first + kPart; ++s) {
-    if (resets >> s & 1) {
+                                          const WarpPlace<Layout>& me, const OwnStates<Layout>& A,
+                                          int first, unsigned resets, OwnStates<Layout>& h) {
 #pragma unroll
-      for (int n = 0; n < Layout::states; ++n) h[n] = 0;
-    }
-    const float2 step = shared.step[s][me.channel];
-    float B[Layout::states];
-    read_states(shared.B + s * Layout::padded_n + me.first_n(), B);
+  for (int s = 0; s < kPart<Layout>; ++s) {
+    const bool reset = kResets && (resets >> s & 1);
+    float delta[Layout::own], drive[Layout::own], B[Layout::states];
+    read_step<Layout>(shared.step[first + s], me, delta, drive);
+    read_floats(&shared.B[first + s][me.n], B);
 #pragma unroll
-    for (int n = 0; n < Layout::states; ++n) h[n] = advance(h[n], step.x, A[n], step.y, B[n]);
-  }
-}
-
-/// Sums each of the 2 · states values over the warp's channels. Value k of thread (channel c) ends
-/// in those threads where c and k agree in their low bits.
-template <class Layout>
-__device__ __forceinline__ void sum_over_channels(float (&value)[2 * Layout::states]) {
-  const int channel = threadIdx.x % 32 / Layout::lanes;
+    for (int k = 0; k < Layout::own; ++k) {
 #pragma unroll
-  for (int bit = 1; bit < Layout::warp_channels; bit *= 2) {
-    const int left = Layout::states / bit;
-    if (left == 0) {
-      value[0] += __shfl_xor_sync(~0u, value[0], bit * Layout::lanes);
-      continue;
-    }
-#pragma unroll
-    for (int j = 0; j < left; ++j) {
-      const bool odd = (channel & bit) != 0;
-      const float keep = odd ? value[2 * j + 1] : value[2 * j];
-      const float give = odd ? value[2 * j] : value[2 * j + 1];
-      value[j] = keep + __shfl_xor_sync(~0u, give, bit * Layout::lanes);
-    }
-  }
-}
-
-template <class Layout>
-__device__ __forceinline__ void store_by_warp(const float (&value)[2 * Layout::states],
-                                              const ThreadPlace<Layout>& me, float* by_warp) {
-  constexpr int kValues = 2 * Layout::states;
-  constexpr int kStride = Layout::warp_channels < kValues ? Layout::warp_channels : kValues;
-  const int channel = threadIdx.x % 32 / Layout::lanes;
-  if (channel >= kValues) return;
-#pragma unroll
-  for (int j = 0; j < kValues / kStride; ++j) {
-    const int k = channel + j * kStride;
-    by_warp[k / Layout::states * Layout::padded_n + me.first_n() + k % Layout::states] = value[j];
-  }
-}
-
-/// kPart steps forward, keeping the states, and backward; g is dL/dh at their end, then at their
-/// start. kCareful: steps past the end, resets, or steps that no gradient reaches.
-template <class Layout, bool kCareful>
-__device__ __forceinline__ void reverse_part(
-    BwdShared<Layout>& shared, const ThreadPlace<Layout>& me, const float (&A)[Layout::states],
-    int offset, int steps, unsigned resets, const float (&start)[Layout::states],
-    float (&g)[Layout::states], float (&dA)[Layout::states]) {
-  constexpr int kStates = Layout::states;
-  float h[kPart + 1][kStates], a[kPart][kStates];  // h[s]: before step s and its reset
-#pragma unroll
-  for (int n = 0; n < kStates; ++n) h[0][n] = start[n];
-  const float2* step_at = &shared.step[offset][me.channel];
-  const float* dy_at = &shared.dy[offset][me.channel];
-  const float* B_at = shared.B + offset * Layout::padded_n + me.first_n();
-  const float* C_at = shared.C + offset * Layout::padded_n + me.first_n();
-#pragma unroll
-  for (int s = 0; s < kPart; ++s) {
-    const float2 step = step_at[s * Layout::channels];
-    float B[kStates];
-    read_states(B_at + s * Layout::padded_n, B);
-#pragma unroll
-    for (int n = 0; n < kStates; ++n) {
-      const float before = kCareful && (resets >> s & 1) ? 0.f : h[s][n];
-      a[s][n] = decay_of(step.x, A[n]);
-      h[s + 1][n] = fmaf(a[s][n], before, __fmul_rn(step.y, B[n]));
-    }
-  }
-  float* by_warp = &shared.by_warp[threadIdx.x / 32][offset][0];
-#pragma unroll
-  for (int first = kPart - Layout::group; first >= 0; first -= Layout::group) {
-    float by_input[Layout::group] = {}, by_decay[Layout::group] = {}, y[Layout::group] = {};
-#pragma unroll
-    for (int j = Layout::group - 1; j >= 0; --j) {
-      const int s = first + j;
-      if (kCareful && s >= steps) continue;
-      const bool reset = kCareful && (resets >> s & 1);
-      const float2 step = step_at[s * Layout::channels];
-      const float dy = dy_at[s * Layout::channels];
-      float B[kStates], C[kStates], sums[2 * kStates];
-      read_states(B_at + s * Layout::padded_n, B);
-      read_states(C_at + s * Layout::padded_n, C);
-#pragma unroll
-      for (int n = 0; n < kStates; ++n) {
-        const float decay = a[s][n];
-        const float q = reset ? 0.f : decay * h[s][n];
-        const float gradient = plus_times<kCareful>(dy, C[n], g[n]);
-        const float through = times<kCareful>(gradient, q);
-        by_input[j] = plus_times<kCareful>(gradient, B[n], by_input[j]);
-        by_decay[j] = plus_times<kCareful>(through, A[n], by_decay[j]);
-        y[j] = fmaf(C[n], h[s + 1][n], y[j]);
-        dA[n] = plus_times<kCareful>(through, step.x, dA[n]);
-        sums[n] = times<kCareful>(gradient, step.y);
-        sums[kStates + n] = times<kCareful>(dy, h[s + 1][n]);
-        g[n] = reset ? 0.f : times<kCareful>(gradient, decay);
+      for (int n = 0; n < Layout::states; ++n) {
+        h[k][n] = advance(reset ? 0.f : h[k][n], delta[k], A[k][n], drive[k], B[n]);
       }
-      sum_over_channels<Layout>(sums);
-      store_by_warp<Layout>(sums, me, by_warp + s * 2 * Layout::padded_n);
-    }
-    const float input = sum_over_lanes<Layout>(by_input), decay = sum_over_lanes<Layout>(by_decay);
-    const float output = sum_over_lanes<Layout>(y);
-    if (me.lane < Layout::group) {
-      const int at = offset + first + me.lane;
-      shared.by_input[at][me.channel] = input;
-      shared.by_decay[at][me.channel] = decay;
-      shared.y[at][me.channel] = output;
     }
   }
 }
 
-/// Gradients of a tile's activations from the sums over n.
-template <typename T, class Layout>
-__device__ void finish_tile(const SelectiveScanCudaBwd& p, const BlockPlace& place,
-                            const FourPlace<Layout>& mine, int64_t tile, int steps,
-                            BwdShared<Layout>& shared) {
-  const auto& in = p.in;
-  float D[4];
-  mine.load(in.D_skip, place, D);
-#pragma unroll
-  for (int k = 0; k < Layout::fours_a_thread; ++k) {
-    if (!mine.inside(k, steps)) continue;
-    const int step = mine.step + k * mine.stride;
-    const auto row = [&](const auto& rows) {
-      return *reinterpret_cast<const float4*>(&rows[step][mine.channel]);
-    };
-    const float4 steps_low = *reinterpret_cast<const float4*>(&shared.step[step][mine.channel]);
-    const float4 steps_high =
-        *reinterpret_cast<const float4*>(&shared.step[step][mine.channel + 2]);
-    const float4 u = row(shared.u), dy = row(shared.dy), slope = row(shared.slope);
-    const float4 by_input = row(shared.by_input), by_decay = row(shared.by_decay);
-    const float4 y = row(shared.y), dz_y = row(shared.dz);
-    float4 du, ddelta, dz;
-    float4& dD = shared.dD[k][threadIdx.x];
-    float4& dbias = shared.dbias[k][threadIdx.x];
-    const auto finish = [&](auto member, float D, float size) {
-      du.*member = fmaf(D, dy.*member, times<true>(by_input.*member, size));
-      const float dsize = fmaf(by_decay.*member, kLn2, times<true>(by_input.*member, u.*member));
-      ddelta.*member = times<true>(dsize, slope.*member);
-      dz.*member = times<true>(dz_y.*member, fmaf(D, u.*member, y.*member));
-      dD.*member += times<true>(dy.*member, u.*member);
-      dbias.*member += ddelta.*member;
-    };
-    finish(&float4::x, D[0], steps_low.x);
-    finish(&float4::y, D[1], steps_low.z);
-    finish(&float4::z, D[2], steps_high.x);
-    finish(&float4::w, D[3], steps_high.z);
-    const auto store = [&](const Activations& x, float4 value) {
-      store_four(mine.template at<T>(x, place, tile) + k * mine.stride * x.stride_t, value,
-                 mine.count, mine.whole);
-    };
-    store(p.du, du);
-    store(p.ddelta, ddelta);
-    if (in.z.data != nullptr) store(p.dz, dz);
-  }
-}
-
-/// dB and dC of a tile, summed over the warps.
+/// A part's states before each step and its decays.
 template <class Layout>
-__device__ void store_pairs(const SelectiveScanCudaBwd& p, const BlockPlace& place, int64_t tile,
-                            int steps, const BwdShared<Layout>& shared) {
-  constexpr int kWidth = 2 * Layout::padded_n;
-  const auto& in = p.in;
-  const int64_t stride_t = in.B * in.G * in.N;
-  const int64_t at =
-      (place.channel_block * in.T + tile) * stride_t + (place.b * in.G + place.group) * in.N;
-#pragma unroll
-  for (int first = 0; first < kTile * kWidth; first += Layout::threads) {
-    const int i = first + threadIdx.x;
-    const int step = i / kWidth, n = i % Layout::padded_n;
-    if (n >= in.N || step >= steps) continue;
-    float sum = 0;
-#pragma unroll
-    for (int warp = 0; warp < Layout::warps; ++warp) sum += shared.by_warp[warp][step][i % kWidth];
-    float* blocks = i % kWidth < Layout::padded_n ? p.dB_blocks : p.dC_blocks;
-    blocks[at + step * stride_t + n] = sum;
+struct Kept {
+  OwnStates<Layout> h[kPart<Layout>], a[kPart<Layout>];
+};
+
+/// What a thread needs for a step. It is read a step ahead, before the sums of the step before it
+/// are written, which the compiler cannot tell apart.
+template <class Layout>
+struct StepInputs {
+  float delta[Layout::own], drive[Layout::own], dy[Layout::own];
+  float B[Layout::states], C[Layout::states];
+
+  __device__ __forceinline__ StepInputs(const BwdShared<Layout>& shared,
+                                        const WarpPlace<Layout>& me, int s) {
+    read_step<Layout>(shared.step[s], me, delta, drive);
+    read_floats(&shared.dy[s][me.channel], dy);
+    read_floats(&shared.B[s][me.n], B);
+    read_floats(&shared.C[s][me.n], C);
   }
+};
+
+/// A part forward: keeps its states and decays; Σ_n C h and Σ_d dy h into shared memory. kCareful:
+/// steps past the end, resets, or steps that no gradient reaches.
+template <bool kCareful, class Layout>
+__device__ __forceinline__ void scan_part(BwdShared<Layout>& shared, const WarpPlace<Layout>& me,
+                                          const OwnStates<Layout>& A, int offset, unsigned resets,
+                                          OwnStates<Layout>& h, Kept<Layout>& kept) {
+  constexpr int P = kPart<Layout>;
+  StepInputs<Layout> next(shared, me, offset);
+#pragma unroll
+  for (int s = 0; s < P; ++s) {
+    const StepInputs<Layout> x = next;
+    if (s + 1 < P) next = StepInputs<Layout>(shared, me, offset + s + 1);
+    const bool reset = kCareful && (resets >> s & 1);
+    float y[Layout::own] = {}, dC[Layout::states] = {};
+#pragma unroll
+    for (int k = 0; k < Layout::own; ++k) {
+#pragma unroll
+      for (int n = 0; n < Layout::states; ++n) {
+        const float before = reset ? 0.f : h[k][n], decay = decay_of(x.delta[k], A[k][n]);
+        kept.h[s][k][n] = before;
+        kept.a[s][k][n] = decay;
+        h[k][n] = fmaf(decay, before, __fmul_rn(x.drive[k], x.B[n]));
+        y[k] = fmaf(x.C[n], h[k][n], y[k]);
+        dC[n] = plus_times<kCareful>(x.dy[k], h[k][n], dC[n]);
+      }
+    }
+    shared.by_input[s].put(me, y);
+    shared.pairs.put(s, dC);
+  }
+}
+
+/// The part backward; g is dL/dh at its end, then at its start. Σ_n g B, Σ_n e h A and Σ_d g delta'
+/// u into shared memory.
+template <bool kCareful, class Layout>
+__device__ __forceinline__ void reverse_part(BwdShared<Layout>& shared, const WarpPlace<Layout>& me,
+                                             const OwnStates<Layout>& A, int offset,
+                                             unsigned resets, const Kept<Layout>& kept,
+                                             OwnStates<Layout>& g, OwnStates<Layout>& dA) {
+  constexpr int P = kPart<Layout>;
+  StepInputs<Layout> next(shared, me, offset + P - 1);
+#pragma unroll
+  for (int s = P - 1; s >= 0; --s) {
+    const StepInputs<Layout> x = next;
+    if (s > 0) next = StepInputs<Layout>(shared, me, offset + s - 1);
+    const bool reset = kCareful && (resets >> s & 1);
+    float by_input[Layout::own] = {}, by_decay[Layout::own] = {}, dB[Layout::states] = {};
+#pragma unroll
+    for (int k = 0; k < Layout::own; ++k) {
+#pragma unroll
+      for (int n = 0; n < Layout::states; ++n) {
+        const float gradient = plus_times<kCareful>(x.dy[k], x.C[n], g[k][n]);
+        by_input[k] = plus_times<kCareful>(gradient, x.B[n], by_input[k]);
+        dB[n] = plus_times<kCareful>(gradient, x.drive[k], dB[n]);
+        g[k][n] = reset ? 0.f : times<kCareful>(gradient, kept.a[s][k][n]);
+        const float through = times<kCareful>(g[k][n], kept.h[s][k][n]);
+        by_decay[k] = plus_times<kCareful>(through, A[k][n], by_decay[k]);
+        dA[k][n] = plus_times<kCareful>(through, x.delta[k], dA[k][n]);
+      }
+    }
+    shared.by_input[s].put(me, by_input);
+    shared.by_decay[s].put(me, by_decay);
+    shared.pairs.put(s, dB);
+  }
+}
+
+/// Sums over n of the thread's four channels of one step.
+struct FourSums {
+  float4 y, by_input, by_decay;
+};
+
+/// A part there and back.
+template <bool kCareful, class Layout>
+__device__ __forceinline__ void part_both_ways(
+    BwdShared<Layout>& shared, const WarpPlace<Layout>& me, const OwnStates<Layout>& A, int offset,
+    int steps, unsigned resets, int N, float* dB_to, float* dC_to, int64_t pair_stride_t,
+    OwnStates<Layout>& h, OwnStates<Layout>& g, OwnStates<Layout>& dA, FourSums& sums) {
+  const bool mine =
+      kPart<Layout> == Layout::steps || me.four_step / kPart<Layout> * kPart<Layout> == offset;
+  const int step = me.four_step % kPart<Layout>;
+  Kept<Layout> kept;
+  scan_part<kCareful>(shared, me, A, offset, resets, h, kept);
+  __syncwarp();
+  if (mine) sums.y = shared.by_input[step].get(me);
+  shared.pairs.store(dC_to, pair_stride_t, N, steps);
+  __syncwarp();
+  reverse_part<kCareful>(shared, me, A, offset, resets, kept, g, dA);
+  __syncwarp();
+  if (mine) {
+    sums.by_input = shared.by_input[step].get(me);
+    sums.by_decay = shared.by_decay[step].get(me);
+  }
+  shared.pairs.store(dB_to, pair_stride_t, N, steps);
+}
+
+/// Gradients of the thread's four activations from the sums over n.
+template <typename T, class Layout>
+__device__ __forceinline__ void finish_tile(const WarpPlace<Layout>& me, int first, int steps,
+                                            const FourSums& sums, bool whole, bool near,
+                                            BwdShared<Layout>& shared) {
+  if (me.four_step >= steps) return;
+  const auto* step = reinterpret_cast<const float4*>(&shared.step[me.four_step][me.four]);
+  const float4 low = step[0], high = step[1], u4 = shared.u[threadIdx.x];
+  const float4 dy = *reinterpret_cast<const float4*>(&shared.dy[me.four_step][me.four]);
+  const float4 slope = shared.slope[threadIdx.x], dz_y = shared.dz[threadIdx.x];
+  const float4 D = *reinterpret_cast<const float4*>(&shared.D[me.four]);
+  float4& dD = shared.dD[threadIdx.x];
+  float4& dbias = shared.dbias[threadIdx.x];
+  float4 du, ddelta, dz;
+  const auto finish = [&](auto member, float size) {
+    const float u = u4.*member;
+    const float by_input = sums.by_input.*member, D_here = D.*member;
+    du.*member = fmaf(D_here, dy.*member, times<true>(by_input, size));
+    const float dsize = fmaf(sums.by_decay.*member, kLn2, times<true>(by_input, u));
+    ddelta.*member = times<true>(dsize, slope.*member);
+    dz.*member = times<true>(dz_y.*member, fmaf(D_here, u, sums.y.*member));
+    dD.*member += times<true>(dy.*member, u);
+    dbias.*member += ddelta.*member;
+  };
+  finish(&float4::x, low.x);
+  finish(&float4::y, low.z);
+  finish(&float4::z, high.x);
+  finish(&float4::w, high.z);
+  const auto at = [&](const Rows& rows) {
+    const int offset = me.four * static_cast<int>(sizeof(T));
+    return reinterpret_cast<T*>(near ? rows.near(first + me.four_step, offset)
+                                     : rows.at(first + me.four_step, offset));
+  };
+  const Rows du_rows = shared.rows[kDu], ddelta_rows = shared.rows[kDdelta],
+             dz_rows = shared.rows[kDz];
+  const int count = whole ? 4 : me.channels - me.four;
+  store_four(at(du_rows), du, count, whole);
+  store_four(at(ddelta_rows), ddelta, count, whole);
+  if (dz_rows.data != nullptr) store_four(at(dz_rows), dz, count, whole);
+}
+
+/// Adds a chunk's dA to what the chunks after it left in memory.
+template <class Layout>
+__device__ __forceinline__ void add_dA(float* total, int64_t N, const WarpPlace<Layout>& me,
+                                       bool first, OwnStates<Layout>& dA) {
+  OwnStates<Layout> sum;
+  load_states<Layout>(first ? nullptr : total, N, me, sum);
+#pragma unroll
+  for (int k = 0; k < Layout::own; ++k) {
+#pragma unroll
+    for (int n = 0; n < Layout::states; ++n) {
+      sum[k][n] += dA[k][n];
+      dA[k][n] = 0;
+    }
+  }
+  store_states<Layout>(total, N, me, sum);
 }
 
 /// dD and ddelta_bias of the block's steps: what the threads that share a channel found.
 template <class Layout>
-__device__ void store_channel_sums(const SelectiveScanCudaBwd& p, const BlockPlace& place,
+__device__ void store_channel_sums(const SelectiveScanCudaBwd& p, const WarpPlace<Layout>& me,
                                    const BwdShared<Layout>& shared) {
-  constexpr int kAcross = FourPlace<Layout>::across;
-  const int64_t row = (place.segment * p.in.B + place.b) * p.in.D + place.first_channel;
-  for (int channel = threadIdx.x; channel < place.channels; channel += Layout::threads) {
+  const int64_t row = (me.segment * p.in.B + me.b) * p.in.D + me.first_channel;
+  for (int channel = threadIdx.x; channel < me.channels; channel += 32) {
     double dD = 0, dbias = 0;
-    for (int k = 0; k < Layout::fours_a_thread; ++k) {
-      for (int thread = channel / 4; thread < Layout::threads; thread += kAcross) {
-        dD += reinterpret_cast<const float*>(&shared.dD[k][thread])[channel % 4];
-        dbias += reinterpret_cast<const float*>(&shared.dbias[k][thread])[channel % 4];
-      }
+    for (int thread = channel / 4; thread < 32; thread += Layout::quads) {
+      dD += reinterpret_cast<const float*>(&shared.dD[thread])[channel % 4];
+      dbias += reinterpret_cast<const float*>(&shared.dbias[thread])[channel % 4];
     }
     p.dD_rows[row + channel] = static_cast<float>(dD);
     p.ddelta_bias_rows[row + channel] = static_cast<float>(dbias);
   }
 }
 
-/// The states that enter every kPart-th step of a chunk, each thread its own.
-template <class Layout>
-struct Starts {
-  float* memory;
-
-  __device__ __forceinline__ void put(int part, const float (&h)[Layout::states]) const {
-#pragma unroll
-    for (int n = 0; n < Layout::states; ++n) at(part, n) = h[n];
-  }
-  __device__ __forceinline__ void get(int part, float (&h)[Layout::states]) const {
-#pragma unroll
-    for (int n = 0; n < Layout::states; ++n) h[n] = at(part, n);
-  }
-  __device__ __forceinline__ float& at(int part, int n) const {
-    return memory[(part * Layout::states + n) * Layout::threads + threadIdx.x];
-  }
-};
-
 template <typename T, class Layout>
-__global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bwd(
-    const __grid_constant__ SelectiveScanCudaBwd p, bool aligned) {
+__global__ __launch_bounds__(32, 8) void scan_bwd(const __grid_constant__ SelectiveScanCudaBwd p,
+                                                  Alignment aligned) {
   extern __shared__ char memory[];
+  constexpr int kSteps = Layout::steps, P = kPart<Layout>, kParts = kSteps / P;
   auto& shared = *reinterpret_cast<BwdShared<Layout>*>(memory);
-  const Starts<Layout> starts{reinterpret_cast<float*>(memory + sizeof(BwdShared<Layout>))};
-  constexpr int kStates = Layout::states;
+  auto& raw = *reinterpret_cast<RawTile<Layout, T, 4>*>(memory + sizeof(BwdShared<Layout>));
+  const Starts<Layout> starts{reinterpret_cast<float4*>(memory + sizeof(BwdShared<Layout>) +
+                                                        sizeof(RawTile<Layout, T, 4>))};
   const auto& in = p.in;
-  const BlockPlace place = block_place<Layout>(in);
-  const ThreadPlace<Layout> me(in, place);
-  const FourPlace<Layout> mine(place, aligned);
+  const WarpPlace<Layout> me(in, aligned.channels);
+  const int N = static_cast<int>(in.N);
+  const int every = static_cast<int>(in.checkpoint_every);
+  const bool whole = aligned.channels && me.channels == Layout::channels;
+  const bool words = whole && aligned.near && aligned.pairs && N == Layout::padded_n;
   const int64_t all_states = in.B * in.D * in.N;
-  float A[kStates], g[kStates], h[kStates], dA[kStates] = {};
-  load_states<Layout>(in.A + (place.first_channel + me.channel) * in.N + me.first_n(), in.N, me, A);
-#pragma unroll
-  for (int n = 0; n < kStates; ++n) A[n] *= kLog2e;
-  const float* entering =
-      in.segments > 1 ? in.segment_states + place.segment * all_states : p.dlast_state;
-  load_states<Layout>(entering != nullptr ? entering + me.state : nullptr, in.N, me, g);
-#pragma unroll
-  for (int k = 0; k < Layout::fours_a_thread; ++k) {
-    shared.dD[k][threadIdx.x] = shared.dbias[k][threadIdx.x] = {};
+  const int64_t pair_stride_t = in.B * in.G * in.N;
+  const int64_t pairs_at =
+      me.channel_block * in.T * pair_stride_t + (me.b * in.G + me.group) * in.N;
+  for (int i = threadIdx.x; i < Layout::channels; i += 32) {
+    const bool there = i < me.channels;
+    shared.bias[i] = there && in.delta_bias != nullptr ? in.delta_bias[me.first_channel + i] : 0.f;
+    shared.D[i] = there && in.D_skip != nullptr ? in.D_skip[me.first_channel + i] : 0.f;
   }
+  OwnStates<Layout> A, g, h, dA = {};
+  load_rates(in, me, A);
+  const float* entering =
+      in.segments > 1 ? in.segment_states + me.segment * all_states : p.dlast_state;
+  load_states<Layout>(entering != nullptr ? entering + me.state : nullptr, N, me, g);
+  shared.dD[threadIdx.x] = shared.dbias[threadIdx.x] = {};
+  float* dA_row = p.dA_rows + me.segment * all_states + me.state;
 
-  const int64_t chunks = (place.end - place.begin + in.checkpoint_every - 1) / in.checkpoint_every;
-  for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
-    const int64_t first = place.begin + chunk * in.checkpoint_every;
-    const int64_t end = min(place.end, first + in.checkpoint_every);
-    const int last = static_cast<int>((end - first - 1) / kTile);
-    load_states<Layout>(p.checkpoints + first / in.checkpoint_every * all_states + me.state, in.N,
-                        me, h);
-    starts.put(0, h);
-    unsigned resets = 0;
-    bool unreached = false;
-    for (int k = 0; k <= last; ++k) {
-      const int64_t tile = first + k * kTile;
-      const int steps = static_cast<int>(min(end - tile, int64_t{kTile}));
-      const bool reset = load_reset(in, place, tile);
-      if (k < last) {
-        put_tile<T, Layout, true, false>(p, place, mine, tile, steps, shared);
-      } else {
-        unreached = put_tile<T, Layout, true, true>(p, place, mine, tile, steps, shared);
-      }
-      resets = reset_bits(reset);
-      unreached = __syncthreads_or(unreached);
-      const int parts = k < last ? kParts : (steps - 1) / kPart;
-#pragma unroll 1
-      for (int part = 0; part < parts; ++part) {
-        pass_part<Layout>(shared, me, A, part * kPart, resets, h);
-        starts.put(kParts * k + part + 1, h);
-      }
-      if (k < last) __syncthreads();
+  const int64_t chunks = (me.end - me.begin + every - 1) / every;
+  int64_t first = me.begin + (chunks - 1) * every;
+  int length = static_cast<int>(me.end - first);
+  put_all_rows<T>(p, me, first, shared.rows);
+  int reset = 0;  // compared when it has come
+  // Starts on tile k of the chunk that the rows are of.
+  const auto fetch = [&](int k, bool gradients) {
+    const int steps = min(length - k * kSteps, kSteps);
+    reset = load_reset(shared.rows, k * kSteps, steps);
+    if (words) {
+      copy_tile(shared.rows, raw, me, k * kSteps, steps, gradients ? 4 : 2, gradients ? 2 : 1);
+    } else {
+      load_tile<Layout, T>(shared.rows, &raw.four[0][0][0], 4, &raw.pair[0][0][0], me.channels, N,
+                           k * kSteps, steps);
     }
-    for (int k = last; k >= 0; --k) {
-      const int64_t tile = first + k * kTile;
-      const int steps = static_cast<int>(min(end - tile, int64_t{kTile}));
-      if (k < last) {
-        const bool reset = load_reset(in, place, tile);
-        unreached = put_tile<T, Layout, true, true>(p, place, mine, tile, steps, shared);
-        resets = reset_bits(reset);
-        unreached = __syncthreads_or(unreached);
+  };
+  // Waits for it; the bits say which of its steps have a reset.
+  const auto arrive = [&] {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    const unsigned resets = reset_bits(reset != 0);
+    __syncwarp();
+    return resets;
+  };
+  if (chunks > 0) fetch(0, length <= P);
+#pragma unroll 1
+  for (; first >= me.begin; first -= every) {
+    const int last = (length - 1) / kSteps, last_part = (length - 1) / P;
+    const float* checkpoint = p.checkpoints + first / every * all_states + me.state;
+    load_states<Layout>(checkpoint, N, me, h);
+#pragma unroll 1
+    for (int k = 0; k * kParts < last_part; ++k) {
+      const unsigned resets = arrive();
+      put_pass(in, me, raw, shared);
+      __syncwarp();
+      const bool more = (k + 1) * kParts < last_part;
+      fetch(more ? k + 1 : last, !more);
+#pragma unroll 1
+      for (int part = 0; part < kParts && k * kParts + part < last_part; ++part) {
+        const unsigned here = resets >> part * P & ((1u << P) - 1);
+        if (here == 0) {
+          pass_part<false>(shared, me, A, part * P, 0, h);
+        } else {
+          pass_part<true>(shared, me, A, part * P, here, h);
+        }
+        starts.put(k * kParts + part, h);
       }
-      const bool careful = unreached || resets != 0 || steps < kTile;
-      float tile_dA[kStates] = {};
+      __syncwarp();
+    }
+    const int here_length = length;
+#pragma unroll 1
+    for (int k = last; k >= 0; --k) {
+      const int steps = min(here_length - k * kSteps, kSteps);
+      const unsigned resets = arrive();
+      const bool unreached = __any_sync(~0u, put_tile(in, me, steps, raw, shared));
+      __syncwarp();
+      if (k > 0) {
+        fetch(k - 1, true);
+      } else if (first > me.begin) {
+        move_rows(shared.rows, kArrays, -every);
+        length = every;
+        fetch(0, every <= P);
+      }
+      FourSums sums = {};
 #pragma unroll 1
       for (int part = kParts - 1; part >= 0; --part) {
-        const int offset = part * kPart;
+        const int offset = part * P;
         if (offset >= steps) continue;
-        starts.get(kParts * k + part, h);
-        if (careful) {
-          reverse_part<Layout, true>(shared, me, A, offset, steps - offset, resets >> offset, h, g,
-                                     tile_dA);
+        if (k + part == 0) {
+          load_states<Layout>(checkpoint, N, me, h);
         } else {
-          reverse_part<Layout, false>(shared, me, A, offset, kPart, 0, h, g, tile_dA);
+          starts.get(k * kParts + part - 1, h);
         }
+        const int64_t at = pairs_at + (first + k * kSteps + offset) * pair_stride_t;
+        const unsigned here = resets >> offset & ((1u << P) - 1);
+        if (unreached || here != 0 || steps - offset < P) {
+          part_both_ways<true>(shared, me, A, offset, steps - offset, here, N, p.dB_blocks + at,
+                               p.dC_blocks + at, pair_stride_t, h, g, dA, sums);
+        } else {
+          part_both_ways<false>(shared, me, A, offset, P, 0, N, p.dB_blocks + at, p.dC_blocks + at,
+                                pair_stride_t, h, g, dA, sums);
+        }
+        __syncwarp();
       }
-#pragma unroll
-      for (int n = 0; n < kStates; ++n) dA[n] += tile_dA[n];
-      __syncthreads();
-      finish_tile<T, Layout>(p, place, mine, tile, steps, shared);
-      store_pairs<Layout>(p, place, tile, steps, shared);
-      __syncthreads();
+      // After the last tile the rows are those of the chunk before.
+      finish_tile<T>(me, k > 0 || first == me.begin ? k * kSteps : every, steps, sums, whole, words,
+                     shared);
+      __syncwarp();
     }
+    add_dA(dA_row, N, me, here_length == static_cast<int>(me.end - first), dA);
   }
 
-  if (place.segment == 0) store_states<Layout>(p.dinitial_state + me.state, in.N, me, g);
-  store_states<Layout>(p.dA_rows + place.segment * all_states + me.state, in.N, me, dA);
-  __syncthreads();
-  store_channel_sums<Layout>(p, place, shared);
+  if (me.segment == 0) store_states<Layout>(p.dinitial_state + me.state, N, me, g);
+  if (chunks == 0) store_states<Layout>(dA_row, N, me, dA);
+  __syncwarp();
+  store_channel_sums(p, me, shared);
 }
 
-/// What a segment does to the gradient that enters at its end: the gradient at its start that comes
-/// of its own outputs, and its decay.
-template <typename T, class Layout>
-__global__ __launch_bounds__(Layout::threads) void scan_bwd_segments(
-    const __grid_constant__ SelectiveScanCudaBwd p, bool aligned) {
-  extern __shared__ char memory[];
-  auto& shared = *reinterpret_cast<BwdShared<Layout>*>(memory);
-  constexpr int kStates = Layout::states;
+/// Calls run(Layout{}) with the layout that fits d_state.
+template <typename Run>
+void dispatch_bwd_layout(int64_t N, const Run& run) {
+  if (N <= 4) return run(WarpLayout<1, 4, 1>{});
+  if (N <= 8) return run(WarpLayout<2, 4, 2>{});
+  return run(WarpLayout<4, 4, 4>{});
+}
+
+/// All but the sums over rows.
+void launch_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
   const auto& in = p.in;
-  const BlockPlace place = block_place<Layout>(in);
-  const ThreadPlace<Layout> me(in, place);
-  const FourPlace<Layout> mine(place, aligned);
-  float A[kStates], g[kStates] = {}, delta_sum = 0;
-  load_states<Layout>(in.A + (place.first_channel + me.channel) * in.N + me.first_n(), in.N, me, A);
-#pragma unroll
-  for (int n = 0; n < kStates; ++n) A[n] *= kLog2e;
-  bool any_reset = false;
-  const int64_t tiles = (place.end - place.begin + kTile - 1) / kTile;
-  for (int64_t k = tiles - 1; k >= 0; --k) {
-    const int64_t tile = place.begin + k * kTile;
-    const int steps = static_cast<int>(min(place.end - tile, int64_t{kTile}));
-    const bool reset = load_reset(in, place, tile);
-    put_tile<T, Layout, false, true>(p, place, mine, tile, steps, shared);
-    const unsigned resets = reset_bits(reset);
-    any_reset = any_reset || resets != 0;
-    __syncthreads();
-#pragma unroll 4
-    for (int s = kTile - 1; s >= 0; --s) {
-      if (s >= steps) continue;
-      const float size = shared.step[s][me.channel].x, dy = shared.dy[s][me.channel];
-      const bool reset = resets >> s & 1;
-      float C[kStates];
-      read_states(shared.C + s * Layout::padded_n + me.first_n(), C);
-      delta_sum += size;
-#pragma unroll
-      for (int n = 0; n < kStates; ++n) {
-        const float gradient = plus_times<true>(dy, C[n], g[n]);
-        g[n] = reset ? 0.f : times<true>(gradient, decay_of(size, A[n]));
-      }
-    }
-    __syncthreads();
-  }
-  const int64_t at = place.segment * in.B * in.D * in.N + me.state;
-  store_states<Layout>(in.segment_states + at, in.N, me, g);
-#pragma unroll
-  for (int n = 0; n < kStates; ++n) g[n] = any_reset ? -1.f : exp2_fast(delta_sum * A[n]);
-  store_states<Layout>(in.segment_decays + at, in.N, me, g);
-}
-
-template <typename Kernel>
-void allow_shared(Kernel kernel, size_t bytes) {
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                       static_cast<int>(bytes));
-}
-
-}  // namespace
-
-int64_t selective_scan_cuda_channel_blocks(const SelectiveScanCudaInputs& in) {
-  int64_t blocks = 0;
-  dispatch_layout<128>(in.N, [&](auto layout) { blocks = channel_blocks<decltype(layout)>(in); });
-  return blocks;
-}
-
-void selective_scan_cuda_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
-  const auto& in = p.in;
-  const int64_t rows = in.segments * in.B;
   dispatch_activations(in.type, [&](auto element) {
     using T = decltype(element);
-    dispatch_layout<128>(in.N, [&](auto layout) {
+    dispatch_bwd_layout(in.N, [&](auto layout) {
       using Layout = decltype(layout);
-      const bool aligned = in_fours(in, {in.u, in.delta, in.z, p.dy, p.du, p.ddelta, p.dz});
-      const size_t bytes = sizeof(BwdShared<Layout>);
-      const size_t starts =
-          in.checkpoint_every / kPart * Layout::states * Layout::threads * sizeof(float);
-      if (rows * in.D > 0) {
-        if (in.segments > 1) {
-          allow_shared(scan_bwd_segments<T, Layout>, bytes);
-          scan_bwd_segments<T, Layout>
-              <<<scan_grid<Layout>(in), Layout::threads, bytes, stream>>>(p, aligned);
-          check_launch("selective_scan: backward segments");
-          carry_segments(in, p.dlast_state, true, stream);
-        }
-        allow_shared(scan_bwd<T, Layout>, bytes + starts);
-        scan_bwd<T, Layout>
-            <<<scan_grid<Layout>(in), Layout::threads, bytes + starts, stream>>>(p, aligned);
+      const Alignment aligned(in, {in.u, in.delta, in.z, p.dy, p.du, p.ddelta, p.dz});
+      constexpr int64_t kPartBytes = Layout::own * Layout::states * 32 * sizeof(float);
+      const int64_t parts = in.checkpoint_every / kPart<Layout> - 1;
+      const auto bytes = static_cast<int>(sizeof(BwdShared<Layout>) +
+                                          sizeof(RawTile<Layout, T, 4>) + parts * kPartBytes);
+      if (in.B * in.D > 0) {
+        const auto grid = scan_grid<Layout>(in);
+        allow_shared(scan_bwd<T, Layout>, bytes);
+        scan_bwd<T, Layout><<<grid, 32, bytes, stream>>>(p, aligned);
         check_launch("selective_scan: backward");
       }
       const int64_t size = in.T * in.B * in.G * in.N;
@@ -527,6 +548,26 @@ void selective_scan_cuda_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
       }
     });
   });
+}
+
+}  // namespace
+
+int64_t selective_scan_cuda_channel_blocks(const SelectiveScanCudaInputs& in) {
+  if (in.N > kSmallState) return wide_channel_blocks(in);
+  int64_t blocks = 0;
+  dispatch_bwd_layout(in.N, [&](auto layout) { blocks = channel_blocks<decltype(layout)>(in); });
+  return blocks;
+}
+
+void selective_scan_cuda_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
+  const auto& in = p.in;
+  const int64_t rows = in.segments * in.B;
+  if (in.B * in.D > 0 && in.segments > 1) enter_segments(p, stream);
+  if (in.N > kSmallState) {
+    launch_wide_bwd(p, stream);
+  } else {
+    launch_bwd(p, stream);
+  }
   launch_sum_rows(p.dA_rows, rows, in.D * in.N, p.dA, stream);
   launch_sum_rows(p.dD_rows, rows, in.D, p.dD, stream);
   launch_sum_rows(p.ddelta_bias_rows, rows, in.D, p.ddelta_bias, stream);

@@ -2,10 +2,10 @@
 // The selective scan of Mamba-1 (Gu & Dao 2023, arXiv:2312.00752, Algorithm 2) on CUDA; the
 // equations are in lib/ops/selective_scan.h.
 //
-// Time runs in order unless it is cut into segments: then every segment is scanned from zero for
-// its last state alone, the states are carried over the segments, and all segments run at once from
-// the state that enters them. One segment is the sequential order, which equals repeated updates
-// bit for bit.
+// Time runs in order unless it is cut into segments: then what each segment makes of zero is found
+// for its last state alone, from its last reset on; these states are carried over the segments, and
+// all segments run at once from the state that enters them. One segment is the sequential order,
+// which equals repeated updates bit for bit.
 //
 // All pointers are device pointers, none is owned or kept. A call launches on its stream and
 // returns; it neither allocates nor synchronises. Throws std::runtime_error if CUDA refuses a
@@ -19,7 +19,7 @@
 
 namespace retain::kernels {
 
-inline constexpr int64_t kScanCudaTile = 16;       ///< time steps that a block works on at once
+inline constexpr int64_t kScanCudaTile = 16;  ///< states are kept at multiples of so many steps
 inline constexpr int64_t kScanCudaMaxState = 256;  ///< largest d_state
 
 /// What every pass reads.

@@ -147,6 +147,18 @@ bool in_words(const SelectiveScanCudaFwd& p) {
          matrix(in.C_matrix, in.C_stride_g);
 }
 
+/// Calls run(Layout{}) with the layout that fits d_state.
+template <typename Run>
+void dispatch_update_layout(int64_t N, const Run& run) {
+  if (N <= 4) return run(WarpLayout<1, 4, 1, 4>{});
+  if (N <= 8) return run(WarpLayout<2, 4, 1, 4>{});
+  if (N <= 16) return run(WarpLayout<4, 4, 1, 4>{});
+  if (N <= 32) return run(WarpLayout<8, 4, 1, 8>{});
+  if (N <= 64) return run(WarpLayout<16, 4, 1, 8>{});
+  if (N <= 128) return run(WarpLayout<32, 4, 1, 8>{});
+  return run(WarpLayout<32, 8, 1, 8>{});
+}
+
 }  // namespace
 
 void selective_scan_cuda_update(const SelectiveScanCudaFwd& p, CudaStream stream) {
@@ -154,7 +166,7 @@ void selective_scan_cuda_update(const SelectiveScanCudaFwd& p, CudaStream stream
   if (in.B * in.D == 0) return;
   dispatch_activations(in.type, [&](auto element) {
     using T = decltype(element);
-    dispatch_layout<256>(in.N, [&](auto layout) {
+    dispatch_update_layout(in.N, [&](auto layout) {
       using Layout = decltype(layout);
       constexpr int64_t kBlocks = 8192;  // that fill any GPU several times
       const int64_t blocks = in.G * channel_blocks<Layout>(in);

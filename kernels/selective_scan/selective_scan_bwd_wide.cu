@@ -1,0 +1,476 @@
+// Backward pass of the selective scan for d_state above 16. With g_t = dL/dh_t = C_t dy_t +
+// exp(delta'_{t+1} A) g_{t+1}, q_t = exp(delta'_t A) h_{t-1} and dy the gradient before the gate:
+//   dB_t = Σ_d g delta' u,   dC_t = Σ_d dy h_t,   dA = Σ_t g q delta',
+//   du = delta' Σ_n g B + D dy,   ddelta' = u Σ_n g B + Σ_n g q A.
+// The state that enters each tile is computed again from the checkpoint before it, then the tile
+// runs forward with every state kept in registers and backward with its exponentials computed
+// again. dB and dC are summed over the channels of a warp by exchanges, over warps in shared
+// memory, over blocks by a second kernel, always in the same order. A step that no gradient reaches
+// adds nothing, even if its values are NaN.
+
+#include <retain/kernels/common/sum_parts.cuh>
+#include <retain/kernels/selective_scan/selective_scan_bwd_wide.cuh>
+
+namespace retain::kernels {
+namespace {
+
+constexpr int kPart = 8;  ///< steps whose states a thread keeps in registers
+constexpr int kParts = kTile / kPart;
+
+template <class Layout>
+struct alignas(16) BwdShared {
+  static constexpr int row = Layout::channels + 8;  ///< padded against bank conflicts
+  float2 step[kTile][Layout::channels];             ///< delta', delta' u
+  float dy[kTile][Layout::channels];
+  float B[Layout::pairs], C[Layout::pairs];
+  float by_input[kTile][row], by_decay[kTile][row], y[kTile][row];  ///< sums over n
+  float u[kTile][Layout::channels], slope[kTile][Layout::channels];
+  float dz[kTile][Layout::channels];  ///< dL/dout · silu'(z), which lacks the factor y
+  float by_warp[Layout::warps][kTile][2 * Layout::padded_n];  ///< dB, then dC
+  float4 dD[Layout::fours_a_thread][Layout::threads],
+      dbias[Layout::fours_a_thread][Layout::threads];
+};
+
+/// Products in which a zero gradient wins over whatever it meets.
+template <bool kCareful>
+__device__ __forceinline__ float times(float gradient, float x) {
+  return kCareful && gradient == 0.f ? 0.f : __fmul_rn(gradient, x);
+}
+template <bool kCareful>
+__device__ __forceinline__ float plus_times(float gradient, float x, float sum) {
+  return kCareful && gradient == 0.f ? sum : fmaf(gradient, x, sum);
+}
+
+/// Loads a tile into shared memory; kForward and kGradients: what the way there and the way back
+/// need. Returns whether four neighbouring dy are all zero somewhere.
+template <typename T, class Layout, bool kForward, bool kGradients>
+__device__ bool put_tile(const SelectiveScanCudaBwd& p, const BlockPlace& place,
+                         const FourPlace<Layout>& mine, int64_t tile, int steps,
+                         BwdShared<Layout>& shared) {
+  const auto& in = p.in;
+  MatrixWalk<Layout, T> B(in.B_matrix, in.B_stride_g, place, tile);
+  MatrixWalk<Layout, T> C(in.C_matrix, in.C_stride_g, place, tile);
+  if (kForward) B.fetch(in.B_matrix, in.N, steps);
+  if (kGradients) C.fetch(in.C_matrix, in.N, steps);
+  float bias[4];
+  mine.load(in.delta_bias, place, bias);
+  bool unreached = false;
+#pragma unroll
+  for (int k = 0; k < Layout::fours_a_thread; ++k) {
+    if (!mine.inside(k, kTile)) continue;
+    const bool there = mine.inside(k, steps);
+    const auto load = [&](const Activations& x) {
+      const T* from = mine.template at<T>(x, place, tile) + k * mine.stride * x.stride_t;
+      const bool exists = there && x.data != nullptr;
+      return widen<T>(load_four(from, exists ? mine.count : 0, exists && mine.whole));
+    };
+    const float4 u4 = load(in.u), delta4 = load(in.delta);
+    const float4 dout4 = kGradients ? load(p.dy) : float4{};
+    const float4 z4 = kGradients ? load(in.z) : float4{};
+    const float u[4] = {u4.x, u4.y, u4.z, u4.w},
+                delta[4] = {delta4.x, delta4.y, delta4.z, delta4.w};
+    const float dout[4] = {dout4.x, dout4.y, dout4.z, dout4.w}, z[4] = {z4.x, z4.y, z4.z, z4.w};
+    const int step = mine.step + k * mine.stride;
+    float size[4];
+    step_sizes(delta4, bias, in.delta_softplus, size);
+    if (!there) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) size[i] = 0.f;
+    }
+    auto* to = reinterpret_cast<float4*>(&shared.step[step][mine.channel]);
+    to[0] = {size[0], __fmul_rn(size[0], u[0]), size[1], __fmul_rn(size[1], u[1])};
+    to[1] = {size[2], __fmul_rn(size[2], u[2]), size[3], __fmul_rn(size[3], u[3])};
+    if (!kGradients) continue;
+    float dy[4], dz[4] = {}, slope[4] = {1.f, 1.f, 1.f, 1.f};
+    bool zero = mine.count > 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      dy[i] = dout[i];
+      if (in.z.data != nullptr) {
+        const float gate = dout[i] == 0.f ? 0.f : z[i];
+        const float open = sigmoid(gate);
+        dz[i] = dout[i] * open * (1.f + gate * (1.f - open));
+        dy[i] = dout[i] * gate * open;
+      }
+      if (in.delta_softplus) softplus(delta[i] + bias[i], slope[i]);
+      zero = zero && dy[i] == 0.f;
+    }
+    unreached = unreached || zero;
+    const auto put = [&](float(&row)[Layout::channels], const float(&x)[4]) {
+      *reinterpret_cast<float4*>(&row[mine.channel]) = {x[0], x[1], x[2], x[3]};
+    };
+    put(shared.dy[step], dy);
+    put(shared.dz[step], dz);
+    put(shared.u[step], u);
+    put(shared.slope[step], slope);
+  }
+  if (kForward) B.put(shared.B);
+  if (kGradients) C.put(shared.C);
+  return unreached;
+}
+
+/// The state after kPart steps from step `first` of the tile on.
+template <class Layout>
+__device__ __forceinline__ void pass_part(const BwdShared<Layout>& shared,
+                                          const ThreadPlace<Layout>& me,
+                                          const float (&A)[Layout::states], int first,
+                                          unsigned resets, float (&h)[Layout::states]) {
+#pragma unroll 4
+  for (int s = first; s < first + kPart; ++s) {
+    if (resets >> s & 1) {
+#pragma unroll
+      for (int n = 0; n < Layout::states; ++n) h[n] = 0;
+    }
+    const float2 step = shared.step[s][me.channel];
+    float B[Layout::states];
+    read_states(shared.B + s * Layout::padded_n + me.first_n(), B);
+#pragma unroll
+    for (int n = 0; n < Layout::states; ++n) h[n] = advance(h[n], step.x, A[n], step.y, B[n]);
+  }
+}
+
+/// Sums each of the 2 · states values over the warp's channels. Value k of thread (channel c) ends
+/// in those threads where c and k agree in their low bits.
+template <class Layout>
+__device__ __forceinline__ void sum_over_channels(float (&value)[2 * Layout::states]) {
+  const int channel = threadIdx.x % 32 / Layout::lanes;
+#pragma unroll
+  for (int bit = 1; bit < Layout::warp_channels; bit *= 2) {
+    const int left = Layout::states / bit;
+    if (left == 0) {
+      value[0] += __shfl_xor_sync(~0u, value[0], bit * Layout::lanes);
+      continue;
+    }
+#pragma unroll
+    for (int j = 0; j < left; ++j) {
+      const bool odd = (channel & bit) != 0;
+      const float keep = odd ? value[2 * j + 1] : value[2 * j];
+      const float give = odd ? value[2 * j] : value[2 * j + 1];
+      value[j] = keep + __shfl_xor_sync(~0u, give, bit * Layout::lanes);
+    }
+  }
+}
+
+template <class Layout>
+__device__ __forceinline__ void store_by_warp(const float (&value)[2 * Layout::states],
+                                              const ThreadPlace<Layout>& me, float* by_warp) {
+  constexpr int kValues = 2 * Layout::states;
+  constexpr int kStride = Layout::warp_channels < kValues ? Layout::warp_channels : kValues;
+  const int channel = threadIdx.x % 32 / Layout::lanes;
+  if (channel >= kValues) return;
+#pragma unroll
+  for (int j = 0; j < kValues / kStride; ++j) {
+    const int k = channel + j * kStride;
+    by_warp[k / Layout::states * Layout::padded_n + me.first_n() + k % Layout::states] = value[j];
+  }
+}
+
+/// kPart steps forward, keeping the states, and backward; g is dL/dh at their end, then at their
+/// start. kCareful: steps past the end, resets, or steps that no gradient reaches.
+template <class Layout, bool kCareful>
+__device__ __forceinline__ void reverse_part(
+    BwdShared<Layout>& shared, const ThreadPlace<Layout>& me, const float (&A)[Layout::states],
+    int offset, int steps, unsigned resets, const float (&start)[Layout::states],
+    float (&g)[Layout::states], float (&dA)[Layout::states]) {
+  constexpr int kStates = Layout::states;
+  float h[kPart + 1][kStates], a[kPart][kStates];  // h[s]: before step s and its reset
+#pragma unroll
+  for (int n = 0; n < kStates; ++n) h[0][n] = start[n];
+  const float2* step_at = &shared.step[offset][me.channel];
+  const float* dy_at = &shared.dy[offset][me.channel];
+  const float* B_at = shared.B + offset * Layout::padded_n + me.first_n();
+  const float* C_at = shared.C + offset * Layout::padded_n + me.first_n();
+#pragma unroll
+  for (int s = 0; s < kPart; ++s) {
+    const float2 step = step_at[s * Layout::channels];
+    float B[kStates];
+    read_states(B_at + s * Layout::padded_n, B);
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) {
+      const float before = kCareful && (resets >> s & 1) ? 0.f : h[s][n];
+      a[s][n] = decay_of(step.x, A[n]);
+      h[s + 1][n] = fmaf(a[s][n], before, __fmul_rn(step.y, B[n]));
+    }
+  }
+  float* by_warp = &shared.by_warp[threadIdx.x / 32][offset][0];
+#pragma unroll
+  for (int first = kPart - Layout::group; first >= 0; first -= Layout::group) {
+    float by_input[Layout::group] = {}, by_decay[Layout::group] = {}, y[Layout::group] = {};
+#pragma unroll
+    for (int j = Layout::group - 1; j >= 0; --j) {
+      const int s = first + j;
+      if (kCareful && s >= steps) continue;
+      const bool reset = kCareful && (resets >> s & 1);
+      const float2 step = step_at[s * Layout::channels];
+      const float dy = dy_at[s * Layout::channels];
+      float B[kStates], C[kStates], sums[2 * kStates];
+      read_states(B_at + s * Layout::padded_n, B);
+      read_states(C_at + s * Layout::padded_n, C);
+#pragma unroll
+      for (int n = 0; n < kStates; ++n) {
+        const float decay = a[s][n];
+        const float q = reset ? 0.f : decay * h[s][n];
+        const float gradient = plus_times<kCareful>(dy, C[n], g[n]);
+        const float through = times<kCareful>(gradient, q);
+        by_input[j] = plus_times<kCareful>(gradient, B[n], by_input[j]);
+        by_decay[j] = plus_times<kCareful>(through, A[n], by_decay[j]);
+        y[j] = fmaf(C[n], h[s + 1][n], y[j]);
+        dA[n] = plus_times<kCareful>(through, step.x, dA[n]);
+        sums[n] = times<kCareful>(gradient, step.y);
+        sums[kStates + n] = times<kCareful>(dy, h[s + 1][n]);
+        g[n] = reset ? 0.f : times<kCareful>(gradient, decay);
+      }
+      sum_over_channels<Layout>(sums);
+      store_by_warp<Layout>(sums, me, by_warp + s * 2 * Layout::padded_n);
+    }
+    const float input = sum_over_lanes<Layout>(by_input), decay = sum_over_lanes<Layout>(by_decay);
+    const float output = sum_over_lanes<Layout>(y);
+    if (me.lane < Layout::group) {
+      const int at = offset + first + me.lane;
+      shared.by_input[at][me.channel] = input;
+      shared.by_decay[at][me.channel] = decay;
+      shared.y[at][me.channel] = output;
+    }
+  }
+}
+
+/// Gradients of a tile's activations from the sums over n.
+template <typename T, class Layout>
+__device__ void finish_tile(const SelectiveScanCudaBwd& p, const BlockPlace& place,
+                            const FourPlace<Layout>& mine, int64_t tile, int steps,
+                            BwdShared<Layout>& shared) {
+  const auto& in = p.in;
+  float D[4];
+  mine.load(in.D_skip, place, D);
+#pragma unroll
+  for (int k = 0; k < Layout::fours_a_thread; ++k) {
+    if (!mine.inside(k, steps)) continue;
+    const int step = mine.step + k * mine.stride;
+    const auto row = [&](const auto& rows) {
+      return *reinterpret_cast<const float4*>(&rows[step][mine.channel]);
+    };
+    const float4 steps_low = *reinterpret_cast<const float4*>(&shared.step[step][mine.channel]);
+    const float4 steps_high =
+        *reinterpret_cast<const float4*>(&shared.step[step][mine.channel + 2]);
+    const float4 u = row(shared.u), dy = row(shared.dy), slope = row(shared.slope);
+    const float4 by_input = row(shared.by_input), by_decay = row(shared.by_decay);
+    const float4 y = row(shared.y), dz_y = row(shared.dz);
+    float4 du, ddelta, dz;
+    float4& dD = shared.dD[k][threadIdx.x];
+    float4& dbias = shared.dbias[k][threadIdx.x];
+    const auto finish = [&](auto member, float D, float size) {
+      du.*member = fmaf(D, dy.*member, times<true>(by_input.*member, size));
+      const float dsize = fmaf(by_decay.*member, kLn2, times<true>(by_input.*member, u.*member));
+      ddelta.*member = times<true>(dsize, slope.*member);
+      dz.*member = times<true>(dz_y.*member, fmaf(D, u.*member, y.*member));
+      dD.*member += times<true>(dy.*member, u.*member);
+      dbias.*member += ddelta.*member;
+    };
+    finish(&float4::x, D[0], steps_low.x);
+    finish(&float4::y, D[1], steps_low.z);
+    finish(&float4::z, D[2], steps_high.x);
+    finish(&float4::w, D[3], steps_high.z);
+    const auto store = [&](const Activations& x, float4 value) {
+      store_four(mine.template at<T>(x, place, tile) + k * mine.stride * x.stride_t, value,
+                 mine.count, mine.whole);
+    };
+    store(p.du, du);
+    store(p.ddelta, ddelta);
+    if (in.z.data != nullptr) store(p.dz, dz);
+  }
+}
+
+/// dB and dC of a tile, summed over the warps.
+template <class Layout>
+__device__ void store_pairs(const SelectiveScanCudaBwd& p, const BlockPlace& place, int64_t tile,
+                            int steps, const BwdShared<Layout>& shared) {
+  constexpr int kWidth = 2 * Layout::padded_n;
+  const auto& in = p.in;
+  const int64_t stride_t = in.B * in.G * in.N;
+  const int64_t at =
+      (place.channel_block * in.T + tile) * stride_t + (place.b * in.G + place.group) * in.N;
+#pragma unroll
+  for (int first = 0; first < kTile * kWidth; first += Layout::threads) {
+    const int i = first + threadIdx.x;
+    const int step = i / kWidth, n = i % Layout::padded_n;
+    if (n >= in.N || step >= steps) continue;
+    float sum = 0;
+#pragma unroll
+    for (int warp = 0; warp < Layout::warps; ++warp) sum += shared.by_warp[warp][step][i % kWidth];
+    float* blocks = i % kWidth < Layout::padded_n ? p.dB_blocks : p.dC_blocks;
+    blocks[at + step * stride_t + n] = sum;
+  }
+}
+
+/// dD and ddelta_bias of the block's steps: what the threads that share a channel found.
+template <class Layout>
+__device__ void store_channel_sums(const SelectiveScanCudaBwd& p, const BlockPlace& place,
+                                   const BwdShared<Layout>& shared) {
+  constexpr int kAcross = FourPlace<Layout>::across;
+  const int64_t row = (place.segment * p.in.B + place.b) * p.in.D + place.first_channel;
+  for (int channel = threadIdx.x; channel < place.channels; channel += Layout::threads) {
+    double dD = 0, dbias = 0;
+    for (int k = 0; k < Layout::fours_a_thread; ++k) {
+      for (int thread = channel / 4; thread < Layout::threads; thread += kAcross) {
+        dD += reinterpret_cast<const float*>(&shared.dD[k][thread])[channel % 4];
+        dbias += reinterpret_cast<const float*>(&shared.dbias[k][thread])[channel % 4];
+      }
+    }
+    p.dD_rows[row + channel] = static_cast<float>(dD);
+    p.ddelta_bias_rows[row + channel] = static_cast<float>(dbias);
+  }
+}
+
+/// The states that enter every kPart-th step of a chunk, each thread its own.
+template <class Layout>
+struct Starts {
+  float* memory;
+
+  __device__ __forceinline__ void put(int part, const float (&h)[Layout::states]) const {
+#pragma unroll
+    for (int n = 0; n < Layout::states; ++n) at(part, n) = h[n];
+  }
+  __device__ __forceinline__ void get(int part, float (&h)[Layout::states]) const {
+#pragma unroll
+    for (int n = 0; n < Layout::states; ++n) h[n] = at(part, n);
+  }
+  __device__ __forceinline__ float& at(int part, int n) const {
+    return memory[(part * Layout::states + n) * Layout::threads + threadIdx.x];
+  }
+};
+
+template <typename T, class Layout>
+__global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bwd(
+    const __grid_constant__ SelectiveScanCudaBwd p, bool aligned) {
+  extern __shared__ char memory[];
+  auto& shared = *reinterpret_cast<BwdShared<Layout>*>(memory);
+  const Starts<Layout> starts{reinterpret_cast<float*>(memory + sizeof(BwdShared<Layout>))};
+  constexpr int kStates = Layout::states;
+  const auto& in = p.in;
+  const BlockPlace place = block_place<Layout>(in);
+  const ThreadPlace<Layout> me(in, place);
+  const FourPlace<Layout> mine(place, aligned);
+  const int64_t all_states = in.B * in.D * in.N;
+  float A[kStates], g[kStates], h[kStates], dA[kStates] = {};
+  load_states<Layout>(in.A + (place.first_channel + me.channel) * in.N + me.first_n(), in.N, me, A);
+#pragma unroll
+  for (int n = 0; n < kStates; ++n) A[n] *= kLog2e;
+  const float* entering =
+      in.segments > 1 ? in.segment_states + place.segment * all_states : p.dlast_state;
+  load_states<Layout>(entering != nullptr ? entering + me.state : nullptr, in.N, me, g);
+#pragma unroll
+  for (int k = 0; k < Layout::fours_a_thread; ++k) {
+    shared.dD[k][threadIdx.x] = shared.dbias[k][threadIdx.x] = {};
+  }
+
+  const int64_t chunks = (place.end - place.begin + in.checkpoint_every - 1) / in.checkpoint_every;
+  for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
+    const int64_t first = place.begin + chunk * in.checkpoint_every;
+    const int64_t end = min(place.end, first + in.checkpoint_every);
+    const int last = static_cast<int>((end - first - 1) / kTile);
+    load_states<Layout>(p.checkpoints + first / in.checkpoint_every * all_states + me.state, in.N,
+                        me, h);
+    starts.put(0, h);
+    unsigned resets = 0;
+    bool unreached = false;
+    for (int k = 0; k <= last; ++k) {
+      const int64_t tile = first + k * kTile;
+      const int steps = static_cast<int>(min(end - tile, int64_t{kTile}));
+      const bool reset = load_reset(in, place, tile);
+      if (k < last) {
+        put_tile<T, Layout, true, false>(p, place, mine, tile, steps, shared);
+      } else {
+        unreached = put_tile<T, Layout, true, true>(p, place, mine, tile, steps, shared);
+      }
+      resets = reset_bits(reset);
+      unreached = __syncthreads_or(unreached);
+      const int parts = k < last ? kParts : (steps - 1) / kPart;
+#pragma unroll 1
+      for (int part = 0; part < parts; ++part) {
+        pass_part<Layout>(shared, me, A, part * kPart, resets, h);
+        starts.put(kParts * k + part + 1, h);
+      }
+      if (k < last) __syncthreads();
+    }
+    for (int k = last; k >= 0; --k) {
+      const int64_t tile = first + k * kTile;
+      const int steps = static_cast<int>(min(end - tile, int64_t{kTile}));
+      if (k < last) {
+        const bool reset = load_reset(in, place, tile);
+        unreached = put_tile<T, Layout, true, true>(p, place, mine, tile, steps, shared);
+        resets = reset_bits(reset);
+        unreached = __syncthreads_or(unreached);
+      }
+      const bool careful = unreached || resets != 0 || steps < kTile;
+      float tile_dA[kStates] = {};
+#pragma unroll 1
+      for (int part = kParts - 1; part >= 0; --part) {
+        const int offset = part * kPart;
+        if (offset >= steps) continue;
+        starts.get(kParts * k + part, h);
+        if (careful) {
+          reverse_part<Layout, true>(shared, me, A, offset, steps - offset, resets >> offset, h, g,
+                                     tile_dA);
+        } else {
+          reverse_part<Layout, false>(shared, me, A, offset, kPart, 0, h, g, tile_dA);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kStates; ++n) dA[n] += tile_dA[n];
+      __syncthreads();
+      finish_tile<T, Layout>(p, place, mine, tile, steps, shared);
+      store_pairs<Layout>(p, place, tile, steps, shared);
+      __syncthreads();
+    }
+  }
+
+  if (place.segment == 0) store_states<Layout>(p.dinitial_state + me.state, in.N, me, g);
+  store_states<Layout>(p.dA_rows + place.segment * all_states + me.state, in.N, me, dA);
+  __syncthreads();
+  store_channel_sums<Layout>(p, place, shared);
+}
+
+template <typename Kernel>
+void allow_shared(Kernel kernel, size_t bytes) {
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                       static_cast<int>(bytes));
+}
+
+}  // namespace
+
+int64_t wide_channel_blocks(const SelectiveScanCudaInputs& in) {
+  int64_t blocks = 0;
+  dispatch_wide_layout<128>(in.N,
+                            [&](auto layout) { blocks = channel_blocks<decltype(layout)>(in); });
+  return blocks;
+}
+
+void launch_wide_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
+  const auto& in = p.in;
+  dispatch_activations(in.type, [&](auto element) {
+    using T = decltype(element);
+    dispatch_wide_layout<128>(in.N, [&](auto layout) {
+      using Layout = decltype(layout);
+      const bool aligned = in_fours(in, {in.u, in.delta, in.z, p.dy, p.du, p.ddelta, p.dz});
+      const size_t bytes = sizeof(BwdShared<Layout>);
+      const size_t starts =
+          in.checkpoint_every / kPart * Layout::states * Layout::threads * sizeof(float);
+      if (in.B * in.D > 0) {
+        allow_shared(scan_bwd<T, Layout>, bytes + starts);
+        scan_bwd<T, Layout>
+            <<<scan_grid<Layout>(in), Layout::threads, bytes + starts, stream>>>(p, aligned);
+        check_launch("selective_scan: backward");
+      }
+      const int64_t size = in.T * in.B * in.G * in.N;
+      if (size > 0) {
+        const auto grid = static_cast<unsigned>((size + 127) / 128);
+        const int64_t blocks = channel_blocks<Layout>(in);
+        sum_blocks<T><<<grid, 128, 0, stream>>>(p.dB_blocks, blocks, size, static_cast<T*>(p.dB));
+        sum_blocks<T><<<grid, 128, 0, stream>>>(p.dC_blocks, blocks, size, static_cast<T*>(p.dC));
+        check_launch("selective_scan: sum of blocks");
+      }
+    });
+  });
+}
+
+}  // namespace retain::kernels

@@ -1,0 +1,295 @@
+// Segments of time: what each does to the state, or to the gradient, that enters it, from zero and
+// for its last alone; then these are carried over the segments. A step's share needs no recurrence:
+// it is the product of the decays between the step and the segment's border.
+
+#include <retain/kernels/selective_scan/selective_scan.cuh>
+
+namespace retain::kernels {
+namespace {
+
+template <class Layout, typename T>
+struct alignas(16) SegmentShared {
+  float2 step[Layout::steps][Layout::channels];  ///< delta', and delta' u or dy
+  float pairs[Layout::steps][Layout::padded_n];  ///< B or C
+  Rows rows[kArrays];
+  RawTile<Layout, T, 3> raw;
+};
+
+/// A segment's change into segment_states and its decay, from Σ delta', into segment_decays; a
+/// negative decay marks a reset inside.
+template <class Layout>
+__device__ __forceinline__ void store_changes(const SelectiveScanCudaInputs& in,
+                                              const WarpPlace<Layout>& me, bool reset,
+                                              const float (&sum)[Layout::own],
+                                              const OwnStates<Layout>& A,
+                                              const OwnStates<Layout>& change) {
+  const int64_t at = me.segment * in.B * in.D * in.N + me.state;
+  store_states<Layout>(in.segment_states + at, in.N, me, change);
+  OwnStates<Layout> decay;
+#pragma unroll
+  for (int k = 0; k < Layout::own; ++k) {
+#pragma unroll
+    for (int n = 0; n < Layout::states; ++n) {
+      decay[k][n] = reset ? -1.f : exp2_fast(sum[k] * A[k][n]);
+    }
+  }
+  store_states<Layout>(in.segment_decays + at, in.N, me, decay);
+}
+
+/// What a segment does to the state that enters it: the state that it makes of zero, and its decay.
+/// Walks back from its end, where a step's share of the last state is exp(A Σ delta') of the steps
+/// after it. Nothing comes from before a reset, so that the last one ends the walk.
+template <typename T, class Layout>
+__global__ __launch_bounds__(32, 16) void change_of_states(
+    const __grid_constant__ SelectiveScanCudaFwd p, Alignment aligned) {
+  extern __shared__ char memory[];
+  auto& shared = *reinterpret_cast<SegmentShared<Layout, T>*>(memory);
+  constexpr int kSteps = Layout::steps;
+  const auto& in = p.in;
+  const WarpPlace<Layout> me(in, aligned.channels);
+  const int N = static_cast<int>(in.N);
+  const bool words = aligned.channels && me.channels == Layout::channels && aligned.near &&
+                     aligned.pairs && N == Layout::padded_n;
+  const float4 bias = me.load_weights(in.delta_bias);
+  const int64_t tiles = (me.end - me.begin + kSteps - 1) / kSteps;
+  const int64_t last = me.begin + (tiles - 1) * kSteps;
+  put_rows<T>(in, me, last, shared.rows);
+  __syncwarp();
+  OwnStates<Layout> A, h = {};
+  load_rates(in, me, A);
+  float after[Layout::own] = {}, tile_sum[Layout::own];  // Σ delta' of the steps after a tile
+  unsigned resets = 0;
+  int steps = static_cast<int>(me.end - last), reset = 0;
+  const auto start = [&] {
+    reset = load_reset(shared.rows, 0, steps);
+    if (words) {
+      copy_tile(shared.rows, shared.raw, me, 0, steps, 2, 1);
+    } else {
+      load_tile<Layout, T>(shared.rows, &shared.raw.four[0][0][0], 2, &shared.raw.pair[0][0][0],
+                           me.channels, N, 0, steps);
+    }
+  };
+  start();
+#pragma unroll 1
+  for (int64_t t = last; t >= me.begin && resets == 0; t -= kSteps) {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    resets = reset_bits(reset != 0);
+    __syncwarp();
+    const float4 u = widen_at(shared.raw.four[kU][threadIdx.x]);
+    float4 size =
+        step_sizes(widen_at(shared.raw.four[kDelta][threadIdx.x]), bias, in.delta_softplus);
+    if (me.four_step >= steps) size = {};
+    put_step<Layout>(shared.step[me.four_step], me, size, times4(size, u));
+    put_pairs<Layout>(shared.raw.pair[0], shared.pairs);
+    steps = kSteps;
+    if (t > me.begin) {
+      move_rows(shared.rows, kArrays, -kSteps);
+      start();
+    }
+    __syncwarp();
+    const int from = resets != 0 ? 31 - __clz(resets) : 0;
+#pragma unroll
+    for (int k = 0; k < Layout::own; ++k) tile_sum[k] = 0;
+#pragma unroll 4
+    for (int s = kSteps - 1; s >= from; --s) {
+      float delta[Layout::own], drive[Layout::own], B[Layout::states];
+      read_step<Layout>(shared.step[s], me, delta, drive);
+      read_floats(&shared.pairs[s][me.n], B);
+#pragma unroll
+      for (int k = 0; k < Layout::own; ++k) {
+        const float sum = after[k] + tile_sum[k];
+#pragma unroll
+        for (int n = 0; n < Layout::states; ++n) {
+          const float own = __fmul_rn(drive[k], B[n]);  // 0 wins over a decay that overflows
+          if (own != 0.f) h[k][n] = fmaf(exp2_fast(sum * A[k][n]), own, h[k][n]);
+        }
+        tile_sum[k] += delta[k];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < Layout::own; ++k) after[k] += tile_sum[k];
+    __syncwarp();
+  }
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  store_changes(in, me, resets != 0, after, A, h);
+}
+
+/// What a segment does to the gradient that enters at its end: the gradient at its start that comes
+/// of its own outputs, and its decay. A step's share is exp(A Σ delta') of the steps up to it.
+/// Nothing comes from beyond a reset, so that the first one ends the walk.
+template <typename T, class Layout>
+__global__ __launch_bounds__(32, 16) void change_of_gradients(
+    const __grid_constant__ SelectiveScanCudaBwd p, Alignment aligned) {
+  extern __shared__ char memory[];
+  auto& shared = *reinterpret_cast<SegmentShared<Layout, T>*>(memory);
+  constexpr int kSteps = Layout::steps;
+  const auto& in = p.in;
+  const WarpPlace<Layout> me(in, aligned.channels);
+  const int N = static_cast<int>(in.N);
+  const bool words = aligned.channels && me.channels == Layout::channels && aligned.near &&
+                     aligned.pairs && N == Layout::padded_n;
+  const float4 bias = me.load_weights(in.delta_bias);
+  put_rows<T>(in, me, me.begin, shared.rows);
+  // dy takes the place of u, C that of B.
+  if (threadIdx.x == 0) {
+    shared.rows[kU] = rows_of<T>(p.dy, me.begin, me.b, me.first_channel);
+    shared.rows[kB] = shared.rows[kC];
+  }
+  __syncwarp();
+  OwnStates<Layout> A, g = {};
+  load_rates(in, me, A);
+  float total[Layout::own] = {}, tile_sum[Layout::own];  // Σ delta' up to a tile
+  unsigned resets = 0;
+  int steps = static_cast<int>(min(me.end - me.begin, int64_t{kSteps})), reset = 0;
+  const auto start = [&] {
+    reset = load_reset(shared.rows, 0, steps);
+    if (words) {
+      copy_tile(shared.rows, shared.raw, me, 0, steps, 3, 1);
+    } else {
+      load_tile<Layout, T>(shared.rows, &shared.raw.four[0][0][0], 3, &shared.raw.pair[0][0][0],
+                           me.channels, N, 0, steps);
+    }
+  };
+  start();
+#pragma unroll 1
+  for (int64_t t = me.begin; t < me.end && resets == 0; t += kSteps) {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    resets = reset_bits(reset != 0);
+    __syncwarp();
+    float4 dy = widen_at(shared.raw.four[kU][threadIdx.x]);
+    const float4 z = widen_at(shared.raw.four[kZ][threadIdx.x]);
+    const float4 size =
+        step_sizes(widen_at(shared.raw.four[kDelta][threadIdx.x]), bias, in.delta_softplus);
+    if (in.z.data != nullptr) {
+      const auto gated = [](float dy, float z) { return dy == 0.f ? 0.f : dy * z * sigmoid(z); };
+      dy = {gated(dy.x, z.x), gated(dy.y, z.y), gated(dy.z, z.z), gated(dy.w, z.w)};
+    }
+    put_step<Layout>(shared.step[me.four_step], me, size, dy);
+    put_pairs<Layout>(shared.raw.pair[0], shared.pairs);
+    const int until = resets != 0 ? __ffs(resets) - 1 : steps;
+    if (t + kSteps < me.end) {
+      move_rows(shared.rows, kArrays, kSteps);
+      steps = static_cast<int>(min(me.end - t - kSteps, int64_t{kSteps}));
+      start();
+    }
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < Layout::own; ++k) tile_sum[k] = 0;
+#pragma unroll 4
+    for (int s = 0; s < until; ++s) {
+      float delta[Layout::own], dy[Layout::own], C[Layout::states];
+      read_step<Layout>(shared.step[s], me, delta, dy);
+      read_floats(&shared.pairs[s][me.n], C);
+#pragma unroll
+      for (int k = 0; k < Layout::own; ++k) {
+        tile_sum[k] += delta[k];
+        const float sum = total[k] + tile_sum[k];
+#pragma unroll
+        for (int n = 0; n < Layout::states; ++n) {
+          const float own = dy[k] == 0.f ? 0.f : dy[k] * C[n];
+          if (own != 0.f) g[k][n] = fmaf(own, exp2_fast(sum * A[k][n]), g[k][n]);
+        }
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < Layout::own; ++k) total[k] += tile_sum[k];
+    __syncwarp();
+  }
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  store_changes(in, me, resets != 0, total, A, g);
+}
+
+/// Replaces the change that each segment makes from zero by the state that enters it, thread an
+/// index of [B, D, N]. `reverse` carries gradients from the last segment to the first.
+__global__ void carry(const SelectiveScanCudaInputs in, const float* first, bool reverse) {
+  const int64_t all_states = in.B * in.D * in.N;
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= all_states) return;
+  float h = first != nullptr ? first[i] : 0.f;
+#pragma unroll 8
+  for (int64_t s = 0; s < in.segments; ++s) {
+    const int64_t at = (reverse ? in.segments - 1 - s : s) * all_states + i;
+    const float change = in.segment_states[at], decay = in.segment_decays[at];
+    in.segment_states[at] = h;
+    h = decay < 0 || h == 0 ? change : fmaf(decay, h, change);
+  }
+}
+
+void launch_carry(const SelectiveScanCudaInputs& in, const float* first, bool reverse,
+                  CudaStream stream) {
+  const int64_t all_states = in.B * in.D * in.N;
+  carry<<<static_cast<unsigned>((all_states + 63) / 64), 64, 0, stream>>>(in, first, reverse);
+  check_launch("selective_scan: carry");
+}
+
+}  // namespace
+
+void enter_segments(const SelectiveScanCudaFwd& p, CudaStream stream) {
+  const auto& in = p.in;
+  dispatch_activations(in.type, [&](auto element) {
+    using T = decltype(element);
+    dispatch_warp_layout(in.N, [&](auto layout) {
+      using Layout = decltype(layout);
+      const Alignment aligned(in, {in.u, in.delta});
+      constexpr int kBytes = sizeof(SegmentShared<Layout, T>);
+      allow_shared(change_of_states<T, Layout>, kBytes);
+      change_of_states<T, Layout><<<scan_grid<Layout>(in), 32, kBytes, stream>>>(p, aligned);
+      check_launch("selective_scan: change of states");
+    });
+  });
+  launch_carry(in, p.initial_state, false, stream);
+}
+
+void enter_segments(const SelectiveScanCudaBwd& p, CudaStream stream) {
+  const auto& in = p.in;
+  dispatch_activations(in.type, [&](auto element) {
+    using T = decltype(element);
+    dispatch_warp_layout(in.N, [&](auto layout) {
+      using Layout = decltype(layout);
+      const Alignment aligned(in, {in.delta, in.z, p.dy});
+      constexpr int kBytes = sizeof(SegmentShared<Layout, T>);
+      allow_shared(change_of_gradients<T, Layout>, kBytes);
+      change_of_gradients<T, Layout><<<scan_grid<Layout>(in), 32, kBytes, stream>>>(p, aligned);
+      check_launch("selective_scan: change of gradients");
+    });
+  });
+  launch_carry(in, p.dlast_state, true, stream);
+}
+
+void cut_into_segments(SelectiveScanCudaInputs& in, bool backward) {
+  in.segments = 1;
+  in.segment_steps = 0;
+  // Warps of 512 states each, as every layout has them for d_state in whole lanes.
+  const int64_t warps = (in.B * in.D * in.N + 511) / 512;
+  int64_t wanted = 1;
+  if (warps == 0) return;
+  if (backward && in.N > kSmallState) {
+    // Where segments gain more than they cost, a pass more over the inputs.
+    constexpr int64_t kFull = 292, kRound = 512, kShort = 64;
+    if (warps >= kFull) return;
+    wanted = std::min((kRound + warps - 1) / warps, in.T / kShort);
+  } else if (backward) {
+    // Several rounds of the warps that a device holds, in segments that cost little more.
+    constexpr int64_t kFull = 1000, kRounds = 3072, kMost = 1024;
+    if (warps >= kFull) return;
+    int64_t shortest = 256;
+    while (shortest > 64 && warps * (in.T / shortest) < kRounds * 2 / 3) shortest /= 2;
+    wanted = std::min({kRounds / warps, in.T / shortest, kMost});
+  } else {
+    // One round of blocks. Where half a device is busy without, segments must be long, and resets
+    // must be there to end the walk that finds what they change.
+    constexpr int64_t kFull = 500, kRound = 1024, kHalf = 200, kShort = 64, kLong = 2048;
+    if (warps >= kFull) return;
+    if (warps < kHalf) {
+      wanted = std::min((kRound + warps - 1) / warps, in.T / kShort);
+    } else if (in.reset.data != nullptr && in.T / 2 >= kLong) {
+      wanted = 2;
+    }
+  }
+  if (wanted < 2) return;
+  const int64_t steps = (in.T + wanted - 1) / wanted, every = in.checkpoint_every;
+  in.segment_steps = (steps + every - 1) / every * every;
+  in.segments = (in.T + in.segment_steps - 1) / in.segment_steps;
+}
+
+}  // namespace retain::kernels
