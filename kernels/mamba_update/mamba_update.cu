@@ -23,14 +23,16 @@ namespace cg = cooperative_groups;
 constexpr int kRows = 4;  ///< that are worked on at once
 constexpr int kTaps = 4;
 
-/// How a block lies over channels and states, and how many blocks own all channels.
+/// How a block lies over channels and states, and how many blocks own all channels. Each lane of a
+/// channel has four states.
 template <int kLanes, int kThreads, int kBlocks>
-struct UpdateLayout : ScanLayout<kLanes, 4, kThreads> {
-  static constexpr int blocks = kBlocks;
-  static constexpr int blocks_an_sm = 1024 / kThreads;        ///< that registers allow
-  static constexpr int parts = UpdateLayout::channels / 32;   ///< channels a lane of x_proj
-  static constexpr int D = UpdateLayout::channels * kBlocks;  ///< d_inner
-  static constexpr int N = UpdateLayout::padded_n;            ///< d_state
+struct UpdateLayout {
+  static constexpr int lanes = kLanes, threads = kThreads, blocks = kBlocks;
+  static constexpr int warps = threads / 32, channels = threads / lanes;
+  static constexpr int blocks_an_sm = 1024 / kThreads;  ///< that registers allow
+  static constexpr int parts = channels / 32;           ///< channels a lane of x_proj
+  static constexpr int D = channels * blocks;           ///< d_inner
+  static constexpr int N = 4 * lanes;                   ///< d_state
 };
 
 /// Shared memory; what depends on dt_rank lies behind it. What a turn writes may still be read in
@@ -265,6 +267,21 @@ __device__ __forceinline__ void add_up(const UpdateArrays<Layout>& arrays, int R
   }
 }
 
+/// Sums each row's value over the lanes of a channel; lane l gets the total of row l % kRows.
+template <class Layout>
+__device__ __forceinline__ float sum_over_lanes(const float (&value)[kRows]) {
+  const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+  const float low_pair =
+      (odd ? value[1] : value[0]) + __shfl_xor_sync(~0u, odd ? value[0] : value[1], 1);
+  const float high_pair =
+      (odd ? value[3] : value[2]) + __shfl_xor_sync(~0u, odd ? value[2] : value[3], 1);
+  float total =
+      (high ? high_pair : low_pair) + __shfl_xor_sync(~0u, high ? low_pair : high_pair, 2);
+#pragma unroll
+  for (int bit = 4; bit < Layout::lanes; bit *= 2) total += __shfl_xor_sync(~0u, total, bit);
+  return total;
+}
+
 /// delta' of the group's rows, all of them to every lane of the channel.
 template <class Layout>
 __device__ __forceinline__ void step_sizes(const MambaUpdateCuda& p, float4 dt_weight, float bias,
@@ -273,7 +290,7 @@ __device__ __forceinline__ void step_sizes(const MambaUpdateCuda& p, float4 dt_w
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
     float dt[4];
-    read_states(totals + row * width + 4 * lane, dt);
+    read_floats(totals + row * width + 4 * lane, dt);
     size[row] =
         fmaf(dt_weight.w, dt[3],
              fmaf(dt_weight.z, dt[2], fmaf(dt_weight.y, dt[1], __fmul_rn(dt_weight.x, dt[0]))));
@@ -313,8 +330,8 @@ __device__ __forceinline__ float advance_rows(const MambaUpdateCuda& p, const Ch
   for (int row = 0; row < kRows; ++row, B_at += arrays.width) {
     const float4 from = shared.h[stage][row][threadIdx.x];
     float h[4] = {from.x, from.y, from.z, from.w}, B[4], C[4];
-    read_states(B_at, B);
-    read_states(B_at + Layout::N, C);
+    read_floats(B_at, B);
+    read_floats(B_at + Layout::N, C);
     const float drive = __fmul_rn(size[row], x[row][channel_in_block]);
     const bool reset = shared.reset[place][row] != 0;
 #pragma unroll

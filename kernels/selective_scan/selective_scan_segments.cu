@@ -276,15 +276,10 @@ void cut_into_segments(SelectiveScanCudaInputs& in, bool backward) {
     while (shortest > 64 && warps * (in.T / shortest) < kRounds * 2 / 3) shortest /= 2;
     wanted = std::min({kRounds / warps, in.T / shortest, kMost});
   } else {
-    // One round of blocks. Where half a device is busy without, segments must be long, and resets
-    // must be there to end the walk that finds what they change.
-    constexpr int64_t kFull = 500, kRound = 1024, kHalf = 200, kShort = 64, kLong = 2048;
-    if (warps >= kFull) return;
-    if (warps < kHalf) {
-      wanted = std::min((kRound + warps - 1) / warps, in.T / kShort);
-    } else if (in.reset.data != nullptr && in.T / 2 >= kLong) {
-      wanted = 2;
-    }
+    // One round of blocks, where less than half a device is busy without.
+    constexpr int64_t kHalf = 200, kRound = 1024, kShort = 64;
+    if (warps >= kHalf) return;
+    wanted = std::min((kRound + warps - 1) / warps, in.T / kShort);
   }
   if (wanted < 2) return;
   const int64_t steps = (in.T + wanted - 1) / wanted, every = in.checkpoint_every;
