@@ -15,14 +15,14 @@ State Memory::get() const {
   for (const auto& [name, part] : state_.parts()) {
     copy.insert(name, at::empty(part.sizes(), part.options()));
   }
-  copy_parts(state_, copy);
+  copy_state(state_, copy);
   return copy;
 }
 
 void Memory::set(const State& state) {
   check_state("Memory::set", state, state_);
   at::NoGradGuard no_grad;
-  copy_parts(state, state_);
+  copy_state(state, state_);
 }
 
 void Memory::zero(const Tensor& mask) {

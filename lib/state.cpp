@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 #include <retain/lib/io/checkpoint.h>
+#include <retain/lib/ops/state_parts.h>
 #include <retain/lib/state.h>
 
 #include <cstring>
@@ -185,6 +186,7 @@ void State::zero(const Tensor& mask) {
     TORCH_CHECK(mask.dim() == 1 && mask.size(0) == batch_size_, "State::zero: mask must be [B] = [",
                 batch_size_, "], got ", mask.sizes());
   }
+  std::vector<Tensor> values;
   for (auto& [name, part] : parts_) {
     if (!mask.defined()) {
       part.zero_();
@@ -192,10 +194,9 @@ void State::zero(const Tensor& mask) {
     }
     TORCH_CHECK(mask.device() == part.device(), "State::zero: mask must be on ", part.device(),
                 ", got ", mask.device());
-    std::vector<int64_t> sizes(static_cast<size_t>(part.dim()), 1);
-    sizes[0] = batch_size_;
-    part.masked_fill_(mask.view(sizes), 0);
+    values.push_back(part);
   }
+  zero_rows(values, mask);
 }
 
 void State::save(CheckpointWriter& writer, const std::string& group) const {
@@ -226,13 +227,13 @@ void check_state(const std::string& where, const State& state, const State& expe
   check_rows(where, state, expected, expected.batch_size());
 }
 
-void copy_parts(const State& from, State& to) {
+void copy_state(const State& from, State& to) {
   std::vector<Tensor> sources, targets;
   for (const auto& [name, part] : from.parts()) {
     sources.push_back(part);
     targets.push_back(to.at(name));
   }
-  if (!sources.empty()) at::_foreach_copy_(targets, sources);  // one launch for all
+  copy_parts(sources, targets);
 }
 
 bool equal(const State& a, const State& b) {

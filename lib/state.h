@@ -50,8 +50,8 @@ class State {
   State detach() const;                   ///< Shares the storage, cut from the graph.
   State rows(const Tensor& index) const;  ///< The batch rows that index [M] (int64) names.
   void set_rows(const Tensor& index, const State& rows);  ///< In place; index names no row twice.
-  void zero(const Tensor& mask =
-                {});  ///< In place; mask [B] bool, undefined = all rows. NaN is cleared too.
+  void zero(const Tensor& mask = {});  ///< In place, without gradients; mask [B] bool, undefined =
+                                       ///< all rows. NaN is cleared too.
 
   /// One HDF5 file of kind "state", written whole or not at all. Errors as CheckpointWriter and
   /// -Reader throw them.
@@ -72,7 +72,7 @@ class State {
 void check_state(const std::string& where, const State& state, const State& expected);
 
 /// Copies the parts of `from` into those of `to`, which keep their storage.
-void copy_parts(const State& from, State& to);
+void copy_state(const State& from, State& to);
 
 /// Whether two states have the same parts with bit-equal values.
 bool equal(const State& a, const State& b);

@@ -7,6 +7,7 @@
 
 #include <limits>
 
+#include "support/cuda.h"
 #include "support/files.h"
 #include "support/random_tensors.h"
 
@@ -211,6 +212,29 @@ TEST(Memory, DifferentDevicesAreNamed) {
                 memory.step(at::zeros({kBatch, kModel}, at::kMeta));
               }),
               HasSubstr("ToyCore: state part \"hidden\" must be on cpu, got meta"));
+}
+
+TEST(MemoryCuda, GetSetAndZeroAreThoseOfTheCpu) {
+  RETAIN_NEEDS_CUDA();
+  for (const int64_t width : {8, 9}) {
+    for (const auto& name : core_names()) {
+      at::manual_seed(1);
+      const auto core = make_core({.name = name, .d_model = width, .n_layers = 40, .d_state = 3});
+      const auto x = randn({2, kBatch, width}, 2), mask = at::tensor({1, 0, 1}).to(at::kBool);
+      Memory there(core, kBatch);
+      there.step(x[0]);
+      const auto taken = there.get();
+      core->to(at::kCUDA);
+      Memory here(core, kBatch);
+      here.set(taken.to(at::kCUDA));
+      EXPECT_TRUE(equal(here.get().to(at::kCPU), taken)) << name;
+      here.zero(mask.to(at::kCUDA));
+      there.zero(mask);
+      EXPECT_TRUE(equal(here.get().to(at::kCPU), there.get())) << name;
+      here.step(x[1].to(at::kCUDA));
+      EXPECT_EQ(equal(here.get().to(at::kCPU), there.get()), name == "mlp");
+    }
+  }
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ inline bool has_cuda_kernels() {
 /// A test of kernels that run on a GPU only.
 #define RETAIN_NEEDS_CUDA()                          \
   if (!at::hasCUDA()) GTEST_SKIP() << "needs a GPU"; \
-  if (!has_cuda_kernels()) GTEST_SKIP() << "this build has no CUDA kernels"
+  if (!retain::testing::has_cuda_kernels()) GTEST_SKIP() << "this build has no CUDA kernels"
 
 inline at::Tensor cuda(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.to(at::kCUDA) : tensor;

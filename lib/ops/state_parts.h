@@ -1,0 +1,18 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+namespace retain {
+using at::Tensor;
+
+/// Copies each of `from` into its like of `to`, [B, …] each. On CUDA one launch for all that are
+/// contiguous and of one type, where no gradient is wanted.
+void copy_parts(const std::vector<Tensor>& from, const std::vector<Tensor>& to);
+
+/// Zeros in the rows of each part, [B, …], that mask [B] bool names, by selection. On CUDA one
+/// launch for all that are contiguous, where no gradient is wanted.
+void zero_rows(const std::vector<Tensor>& parts, const Tensor& mask);
+
+}  // namespace retain
