@@ -176,7 +176,7 @@ OpCase state_case(const Maker& m) {
     return taken.at("ssm");
   };
   made.composed = [=] { return core->forward(x, state, reset).y; };
-  made.fwd_bytes = 4 * 5 * 2 * static_cast<double>(m.B * m.D * (m.N + kTaps - 1));
+  made.fwd_bytes = 4 * 4 * 2 * static_cast<double>(m.B * m.D * (m.N + kTaps - 1));
   made.acting = true;
   return made;
 }

@@ -19,6 +19,7 @@ using at::Tensor;
 /// What the device can do a second.
 struct Limits {
   double bytes = 0, exponentials = 0, multiply_adds = 0;
+  bool one_unit = false;  ///< exponentials are made of multiply-adds, as on a CPU: their times add
 };
 
 /// One pass of an op; composed is NaN where there is nothing to compare with.
@@ -46,6 +47,7 @@ Limits limits_of(at::Device device) {
   const int units = device.is_cpu() ? at::get_num_threads() : 1;
   limits.exponentials = units * peak.exponentials;
   limits.multiply_adds = units * peak.multiply_adds;
+  limits.one_unit = device.is_cpu();
   return limits;
 }
 
@@ -61,6 +63,10 @@ void compare(const Limits& limits, double bytes, double exponentials, double mul
   consider("memory", bytes, limits.bytes);
   consider("exp", exponentials, limits.exponentials);
   consider("fma", multiply_adds, limits.multiply_adds);
+  if (limits.one_unit && exponentials > 0) {
+    consider("exp+fma", exponentials / limits.exponentials + multiply_adds / limits.multiply_adds,
+             1);
+  }
   if (longest > 0) pass.share = longest / pass.fused.median;
 }
 
