@@ -2,7 +2,7 @@
 // for its last alone; then these are carried over the segments. A step's share needs no recurrence:
 // it is the product of the decays between the step and the segment's border.
 
-#include <retain/kernels/selective_scan/selective_scan.cuh>
+#include <retain/kernels/selective_scan/selective_scan_rows.cuh>
 
 namespace retain::kernels {
 namespace {

@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 #include <retain/lib/cores/core.h>
 #include <retain/lib/ops/checks.h>
 
@@ -6,8 +7,11 @@ namespace retain {
 
 namespace {
 
+/// Under autocast x may be narrower, as what comes of a layer before is.
 void check_matches(const std::string& where, const Tensor& x, const Tensor& parameter) {
-  TORCH_CHECK(x.scalar_type() == parameter.scalar_type(), where, ": x must be ",
+  const bool autocast =
+      x.is_floating_point() && at::autocast::is_autocast_enabled(x.device().type());
+  TORCH_CHECK(autocast || x.scalar_type() == parameter.scalar_type(), where, ": x must be ",
               parameter.scalar_type(), " as the parameters are, got ", x.scalar_type());
   TORCH_CHECK(x.device() == parameter.device(), where, ": x must be on ", parameter.device(),
               " as the parameters are, got ", x.device());

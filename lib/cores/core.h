@@ -24,8 +24,9 @@ class Core : public torch::nn::Module {
   /// x [T, B, d_model]; reset [T, B] bool (undefined = none) clears the memory before step t reads
   /// its input, by selection: NaN before it reaches no value and no input's gradient after it. (The
   /// gradient of a weight sums over every step that was fed, poisoned ones too.) Acting is T = 1.
-  /// Gradients flow into `state` and out of the returned one. Throws c10::Error naming the argument
-  /// if a shape, dtype or device is wrong or `state` belongs to another core.
+  /// Gradients flow into `state` and out of the returned one. Under autocast x may be narrower than
+  /// the parameters. Throws c10::Error naming the argument if a shape, dtype or device is wrong or
+  /// `state` belongs to another core.
   virtual CoreOutput forward(const Tensor& x, const State& state, const Tensor& reset = {}) = 0;
 
   /// One acting step without gradients, the memory written in place: x [B, d_model], reset [B] bool

@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <retain/kernels/causal_conv1d/causal_conv1d.h>
 #include <retain/lib/ops/causal_conv1d.h>
@@ -193,6 +194,17 @@ Pair causal_conv1d_autograd(const Tensor& x, const Tensor& weight, const Optiona
   return {outputs[0], outputs[1]};
 }
 
+/// Autocast: activations in the narrow type; weights and state stay as they are.
+template <at::DeviceType kDevice>
+Pair causal_conv1d_autocast(const Tensor& x, const Tensor& weight, const Optional& bias, bool silu,
+                            const Optional& initial_state, const Optional& reset) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
+  const auto dtype = at::autocast::get_autocast_dtype(kDevice);
+  return call(at::autocast::cached_cast(dtype, x, kDevice), weight, bias, silu, initial_state,
+              reset);
+}
+
 }  // namespace
 
 Weights causal_conv1d_bwd_into(const Optional& dy, const Optional& dlast_state, const Tensor& x,
@@ -287,6 +299,14 @@ TORCH_LIBRARY_IMPL(retain, Meta, m) {
 TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) {
   m.impl("causal_conv1d", causal_conv1d_reference);
   m.impl("causal_conv1d_bwd", causal_conv1d_bwd);
+}
+
+TORCH_LIBRARY_IMPL(retain, AutocastCPU, m) {
+  m.impl("causal_conv1d", causal_conv1d_autocast<at::kCPU>);
+}
+
+TORCH_LIBRARY_IMPL(retain, AutocastCUDA, m) {
+  m.impl("causal_conv1d", causal_conv1d_autocast<at::kCUDA>);
 }
 
 TORCH_LIBRARY_IMPL(retain, Autograd, m) {

@@ -1,6 +1,7 @@
 #include <retain/lib/ops/mamba_inner.h>
 
 #include <ATen/ATen.h>
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <retain/lib/ops/causal_conv1d.h>
 #include <retain/lib/ops/causal_conv1d_tensors.h>
@@ -189,6 +190,12 @@ Tensor composed_update_(MAMBA_UPDATE_PARAMETERS) {
   return y;
 }
 
+void check_writable(const char* name, const Tensor& state) {
+  TORCH_CHECK(at::has_internal_overlap(state) != at::MemOverlap::Yes, "mamba_update_: ", name,
+              " must not overlap itself, as an expanded tensor does; got strides ",
+              state.strides());
+}
+
 Tensor call_update_(MAMBA_UPDATE_PARAMETERS) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("retain::mamba_update_", "")
@@ -261,6 +268,8 @@ Outputs mamba_update(const Tensor& xz, const Tensor& conv_state, const Tensor& s
 Tensor mamba_update_(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
                      const MambaWeights& w, const Optional& reset) {
   check_mamba_update("mamba_update_", xz, conv_state, ssm_state, w, reset);
+  check_writable("conv_state", conv_state);
+  check_writable("ssm_state", ssm_state);
   return call_update_(xz, conv_state, ssm_state, w.conv_weight, if_present(w.conv_bias),
                       w.x_proj_weight, w.dt_proj_weight, if_present(w.dt_proj_bias), w.A_log,
                       if_present(w.D), if_present(reset));

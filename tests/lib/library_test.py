@@ -200,6 +200,12 @@ class Library(OpTest):
             narrow = {k: moved[k].to(torch.bfloat16) for k in ("u", "delta", "B", "C", "z")}
             expected = ops.selective_scan(**dict(moved, **narrow))
             self.assertTrue(torch.equal(y, expected[0]) and torch.equal(last_state, expected[1]))
+            x, weight = randn(9, 3, 5, seed=1).to(device), randn(5, 4, seed=2).to(device)
+            with torch.autocast(device, torch.bfloat16):
+                y, last_state = ops.causal_conv1d(x, weight)
+            expected = ops.causal_conv1d(x.to(torch.bfloat16), weight)
+            self.assertEqual((y.dtype, last_state.dtype), (torch.bfloat16, torch.float32))
+            self.assertTrue(torch.equal(y, expected[0]) and torch.equal(last_state, expected[1]))
 
 
 def to_device(arguments, device):

@@ -6,6 +6,7 @@
 
 #include "support/cuda.h"
 #include "support/errors.h"
+#include "support/gradcheck.h"
 
 namespace retain {
 namespace {
@@ -110,6 +111,24 @@ TEST_P(MambaUpdate, InPlaceBumpsVersionsAndRefusesGradients) {
                {"mamba_update_: the states are written in place, without gradients"});
 }
 
+TEST_P(MambaUpdate, ASequencesGradientsAreThoseInFp64) {
+  for (const MambaProblem& p : {MambaProblem{7, 2, 12, 5, 3}, MambaProblem{33, 3, 32, 16, 4},
+                                MambaProblem{130, 1, 64, 16, 4}, MambaProblem{20, 5, 36, 32, 20, 3},
+                                MambaProblem{9, 2, 24, 16, 5, 4, false}}) {
+    SCOPED_TRACE(::testing::Message() << p.T << " " << p.D << " " << p.N);
+    const auto op = on(device(), sequence(p));
+    expect_matches_reference(op, sequence(p), inputs_of(p), at::kFloat, 1e-6, 1e-5);
+    expect_matches_reference(op, sequence(p), inputs_of(p), at::kBFloat16, 2e-2, 4e-2);
+  }
+}
+
+TEST(MambaInner, GradientsAreDifferenceQuotients) {
+  for (const MambaProblem& p :
+       {MambaProblem{5, 2, 4, 3, 2}, MambaProblem{3, 2, 3, 2, 1, 2, false}}) {
+    expect_gradcheck(sequence(p), inputs_of(p));
+  }
+}
+
 TEST(MambaUpdateDoor, BadInputIsNamed) {
   const MambaProblem p{1, 2, 8, 4, 2};
   const auto in = to(inputs_of(p), at::kFloat);
@@ -121,6 +140,9 @@ TEST(MambaUpdateDoor, BadInputIsNamed) {
                {"conv_state must be [B, d_conv - 1, d_inner] = [2, 3, 8], got [2, 8, 4]"});
   expect_error([&] { mamba_update_(xz, in[1], in[2].to(at::kDouble), weights); },
                {"mamba_update_: ssm_state must have the dtype of xz, Float"});
+  const auto expanded = in[2].narrow(0, 0, 1).expand_as(in[2]);
+  expect_error([&] { mamba_update_(xz, in[1], expanded, weights); },
+               {"mamba_update_: ssm_state must not overlap itself", "got strides [0, 4, 1]"});
   auto wrong = weights;
   wrong.x_proj_weight = in[4].narrow(0, 0, 9);
   expect_error([&] { mamba_update(xz, in[1], in[2], wrong); },

@@ -1,7 +1,10 @@
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 #include <gtest/gtest.h>
 #include <retain/lib/cores/recompute.h>
 #include <retain/lib/cores/registry.h>
+
+#include <optional>
 
 #include "support/errors.h"
 #include "support/op_checks.h"
@@ -13,8 +16,22 @@ using namespace testing;
 
 constexpr int64_t kSteps = 21, kBatch = 3, kWidth = 8;
 
+/// bf16 autocast while it lives.
+struct Autocast {
+  Autocast() {
+    at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
+    at::autocast::set_autocast_enabled(at::kCPU, true);
+  }
+  ~Autocast() {
+    at::autocast::set_autocast_enabled(at::kCPU, false);
+    at::autocast::clear_cache();
+  }
+  Autocast(const Autocast&) = delete;
+  Autocast& operator=(const Autocast&) = delete;
+};
+
 /// Outputs, last state, and gradients of x, of the initial state and of every weight.
-Tensors everything(const std::shared_ptr<Core>& core, bool recompute) {
+Tensors everything(const std::shared_ptr<Core>& core, bool recompute, bool autocast = false) {
   auto x = randn({kSteps, kBatch, kWidth}, 1).requires_grad_();
   State state(kBatch);
   Tensors inputs = {x};
@@ -23,9 +40,13 @@ Tensors everything(const std::shared_ptr<Core>& core, bool recompute) {
     state.insert(name, inputs.back());
   }
   const auto reset = random_mask({kSteps, kBatch}, 0.1, 3);
-  const auto output =
-      recompute ? recomputed_forward(core, x, state, reset) : core->forward(x, state, reset);
-  Tensors outputs = {output.y}, weights = {randn(output.y.sizes(), 4)};
+  CoreOutput output;
+  {
+    std::optional<Autocast> narrow;
+    if (autocast) narrow.emplace();
+    output = recompute ? recomputed_forward(core, x, state, reset) : core->forward(x, state, reset);
+  }
+  Tensors outputs = {output.y}, weights = {randn(output.y.sizes(), 4, output.y.scalar_type())};
   for (const auto& part : output.state.parts()) {
     outputs.push_back(part.second);
     weights.push_back(randn(part.second.sizes(), 5));
@@ -100,6 +121,19 @@ TEST(RecomputedForwardCost, RefusesWeightsChangedBeforeTheBackward) {
     core->parameters()[0].add_(1);
   }
   expect_error([&] { output.y.sum().backward(); }, {"modified by an inplace operation"});
+}
+
+TEST(RecomputedForwardCost, RunsAgainUnderTheAutocastOfTheForward) {
+  const auto core = [] {
+    at::manual_seed(1);
+    return make_core({.d_model = kWidth, .n_layers = 2, .d_state = 4});
+  };
+  const auto narrow = everything(core(), false, true), wide = everything(core(), false);
+  expect_bit_equal(everything(core(), true, true), narrow);
+  for (size_t i = 0; i < narrow.size(); ++i) {
+    EXPECT_FALSE(at::equal(narrow[i].to(at::kFloat), wide[i])) << i;
+    EXPECT_LE(relative_error(narrow[i], wide[i]), 0.05) << i;
+  }
 }
 
 }  // namespace

@@ -1,0 +1,188 @@
+#pragma once
+// How blocks of a cluster lie over a Mamba block's channels, what each keeps in shared memory, how
+// they send sums to each other, and the convolution.
+
+#include <retain/kernels/mamba_update/mamba_update_cuda.h>
+#include <retain/kernels/common/device.cuh>
+
+namespace retain::kernels {
+
+constexpr int kRows = 4;  ///< that are worked on at once
+constexpr int kTaps = 4;
+
+/// How a block lies over channels and states, and how many blocks own all channels. Each lane of a
+/// channel has four states.
+template <int kLanes, int kThreads, int kBlocks>
+struct UpdateLayout {
+  static constexpr int lanes = kLanes, threads = kThreads, blocks = kBlocks;
+  static constexpr int warps = threads / 32, channels = threads / lanes;
+  static constexpr int blocks_an_sm = 1024 / kThreads;  ///< that registers allow
+  static constexpr int parts = channels / 32;           ///< channels a lane of x_proj
+  static constexpr int D = channels * blocks;           ///< d_inner
+  static constexpr int N = 4 * lanes;                   ///< d_state
+};
+
+/// Shared memory; what depends on dt_rank lies behind it. What a turn writes may still be read in
+/// the turn before, x in the one before that.
+template <class Layout>
+struct alignas(16) UpdateShared {
+  float4 h[2][kRows][Layout::threads];
+  float4 dt_weight[Layout::threads];  ///< each thread's first four
+  float4 taps[Layout::channels];
+  float conv_bias[Layout::channels];
+  float x[3][kRows][Layout::channels];
+  int reset[3][kRows];
+  uint64_t arrived[2];  ///< barriers that count the bytes of the cluster's sums
+};
+
+/// Sizes that follow dt_rank, and the shared memory that lies behind UpdateShared.
+template <class Layout>
+struct UpdateArrays {
+  static constexpr int at_once = 4 * Layout::lanes;  ///< of dt, by the lanes of a channel
+  int outputs;                                       ///< of x_proj: dt_rank + 2 d_state
+  int rank;                                          ///< dt_rank, padded
+  int width;                                         ///< of a row of (dt, B, C), dt padded
+
+  __host__ __device__ explicit UpdateArrays(int64_t R)
+      : outputs(static_cast<int>(R) + 2 * Layout::N),
+        rank((static_cast<int>(R) + at_once - 1) / at_once * at_once),
+        width(rank + 2 * Layout::N) {}
+
+  __host__ __device__ int sums_size() const { return kRows * outputs * Layout::blocks; }
+  /// [outputs, channels], the block's part of the weight
+  __device__ float* x_proj(char* memory) const {
+    return reinterpret_cast<float*>(memory + sizeof(UpdateShared<Layout>));
+  }
+  /// [2, kRows, outputs, blocks]
+  __device__ float* sums(char* memory) const { return x_proj(memory) + outputs * Layout::channels; }
+  /// [2, kRows, width]
+  __device__ float* totals(char* memory) const { return sums(memory) + 2 * sums_size(); }
+
+  size_t bytes() const {
+    const int floats = outputs * Layout::channels + 2 * sums_size() + 2 * kRows * width;
+    return sizeof(UpdateShared<Layout>) + floats * sizeof(float);
+  }
+};
+
+__device__ __forceinline__ unsigned shared_address(const void* shared) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+}
+__device__ __forceinline__ void copy_ahead(void* shared, const float* from) {
+  const unsigned to = shared_address(shared);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from));
+}
+__device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;"); }
+__device__ __forceinline__ void await_all_but_newest() {
+  asm volatile("cp.async.wait_group 1;" ::: "memory");
+}
+
+__device__ __forceinline__ void init_barrier(uint64_t* barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)));
+}
+/// One phase of the barrier ends when so many bytes have come.
+__device__ __forceinline__ void expect(uint64_t* barrier, unsigned bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+}
+__device__ __forceinline__ void await(uint64_t* barrier, unsigned phase) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}" ::"r"(shared_address(barrier)),
+      "r"(phase)
+      : "memory");
+}
+/// The address of the same place in another block of the cluster.
+__device__ __forceinline__ unsigned address_in(const void* shared, int block) {
+  unsigned there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(there)
+      : "r"(shared_address(shared)), "r"(block));
+  return there;
+}
+/// Writes a value into another block's memory, and tells its barrier.
+__device__ __forceinline__ void send(unsigned to, float value, unsigned barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(to),
+      "f"(value), "r"(barrier));
+}
+
+/// What a thread keeps of the weights for its channel's states.
+struct ChannelWeights {
+  float A[4], bias, D;
+};
+
+__device__ __forceinline__ ChannelWeights load_channel(const MambaUpdateCuda& p, int channel,
+                                                       const float* A_at) {
+  const float4 A_log = *reinterpret_cast<const float4*>(A_at);
+  return {.A = {-expf(A_log.x) * kLog2e, -expf(A_log.y) * kLog2e, -expf(A_log.z) * kLog2e,
+                -expf(A_log.w) * kLog2e},
+          .bias = p.dt_bias != nullptr ? p.dt_bias[channel] : 0.f,
+          .D = p.D_skip != nullptr ? p.D_skip[channel] : 0.f};
+}
+
+/// The weights that lie in shared memory.
+template <class Layout>
+__device__ __forceinline__ void load_shared(const MambaUpdateCuda& p, int first,
+                                            UpdateShared<Layout>& shared, float* x_proj,
+                                            int outputs) {
+  constexpr int kFours = Layout::channels / 4;  // of one output
+  for (int i = threadIdx.x; i < outputs * kFours; i += Layout::threads) {
+    copy_ahead(x_proj + 4 * i, p.x_proj_weight + i / kFours * Layout::D + first + i % kFours * 4);
+  }
+  for (int i = threadIdx.x; i < Layout::channels; i += Layout::threads) {
+    copy_ahead(&shared.taps[i], p.conv_weight + (first + i) * kTaps);
+    shared.conv_bias[i] = p.conv_bias != nullptr ? p.conv_bias[first + i] : 0.f;
+  }
+  const int R = static_cast<int>(p.R), lane = threadIdx.x % Layout::lanes;
+  const float* dt = p.dt_weight + (first + threadIdx.x / Layout::lanes) * R;
+  float w[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) w[i] = 4 * lane + i < R ? dt[4 * lane + i] : 0.f;
+  shared.dt_weight[threadIdx.x] = {w[0], w[1], w[2], w[3]};
+  close_copies();
+}
+
+/// The inputs of a thread's value of the convolution, on their way: bits that nothing looks at yet.
+template <typename T, class Layout>
+struct ConvInputs {
+  float before[kTaps - 1];
+  T x;
+  unsigned char reset;
+
+  /// Row b's, of a channel.
+  __device__ __forceinline__ void fetch(const MambaUpdateCuda& p, int b, int channel) {
+    if (b >= static_cast<int>(p.B)) return;
+    reset = 0;
+    if (p.reset != nullptr) {
+      reset = reinterpret_cast<const unsigned char*>(p.reset)[b * static_cast<int>(p.reset_stride)];
+    }
+    x = static_cast<const T*>(p.xz)[b * static_cast<int>(p.xz_stride) + channel];
+    const float* state = p.conv_state + b * (kTaps - 1) * Layout::D + channel;
+#pragma unroll
+    for (int k = 0; k < kTaps - 1; ++k) before[k] = state[k * Layout::D];
+  }
+
+  /// silu(conv1d(x)), and the new state to memory.
+  __device__ __forceinline__ float convolve(const MambaUpdateCuda& p, float4 taps, float bias,
+                                            int b, int channel) {
+    if (b >= static_cast<int>(p.B)) return 0.f;
+#pragma unroll
+    for (int k = 0; k < kTaps - 1; ++k) {
+      if (reset != 0) before[k] = 0.f;
+    }
+    const float now = to_float(x);
+    const float sum =
+        fmaf(taps.w, now,
+             fmaf(taps.z, before[2], fmaf(taps.y, before[1], fmaf(taps.x, before[0], bias))));
+    float* state = p.new_conv_state + b * (kTaps - 1) * Layout::D + channel;
+    state[0] = before[1];
+    state[Layout::D] = before[2];
+    state[2 * Layout::D] = now;
+    return sum * sigmoid(sum);
+  }
+};
+
+}  // namespace retain::kernels
