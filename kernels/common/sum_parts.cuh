@@ -17,6 +17,14 @@ __global__ void sum_blocks(const float* parts, int64_t count, int64_t size, T* s
   sum[i] = from_float<T>(total);
 }
 
+template <typename T>
+void launch_sum_blocks(const float* parts, int64_t count, int64_t size, T* sum, CudaStream stream) {
+  if (size == 0) return;
+  const auto grid = static_cast<unsigned>((size + 127) / 128);
+  sum_blocks<T><<<grid, 128, 0, stream>>>(parts, count, size, sum);
+  check_launch("sum of blocks");
+}
+
 /// One array of parts [count, size] and where its sum goes; nothing where `sum` is nullptr.
 struct RowSum {
   const float* parts = nullptr;  ///< [count, size]

@@ -13,8 +13,6 @@
 #include <retain/kernels/mamba_update/mamba_update.cuh>
 #include <retain/kernels/selective_scan/selective_scan.cuh>
 
-#include <utility>
-
 namespace retain::kernels {
 namespace {
 

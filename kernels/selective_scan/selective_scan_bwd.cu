@@ -244,13 +244,9 @@ void launch_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
         check_launch("selective_scan: backward");
       }
       const int64_t size = in.T * in.B * in.G * in.N;
-      if (size > 0) {
-        const auto grid = static_cast<unsigned>((size + 127) / 128);
-        const int64_t blocks = channel_blocks<Layout>(in);
-        sum_blocks<T><<<grid, 128, 0, stream>>>(p.dB_blocks, blocks, size, static_cast<T*>(p.dB));
-        sum_blocks<T><<<grid, 128, 0, stream>>>(p.dC_blocks, blocks, size, static_cast<T*>(p.dC));
-        check_launch("selective_scan: sum of blocks");
-      }
+      const int64_t blocks = channel_blocks<Layout>(in);
+      launch_sum_blocks(p.dB_blocks, blocks, size, static_cast<T*>(p.dB), stream);
+      launch_sum_blocks(p.dC_blocks, blocks, size, static_cast<T*>(p.dC), stream);
     });
   });
 }

@@ -123,7 +123,7 @@ __device__ __forceinline__ void pass_part(const BwdShared<Layout>& shared,
     }
     const float2 step = shared.step[s][me.channel];
     float B[Layout::states];
-    read_states(shared.B + s * Layout::padded_n + me.first_n(), B);
+    read_floats(shared.B + s * Layout::padded_n + me.first_n(), B);
 #pragma unroll
     for (int n = 0; n < Layout::states; ++n) h[n] = advance(h[n], step.x, A[n], step.y, B[n]);
   }
@@ -184,7 +184,7 @@ __device__ __forceinline__ void reverse_part(
   for (int s = 0; s < kPart; ++s) {
     const float2 step = step_at[s * Layout::channels];
     float B[kStates];
-    read_states(B_at + s * Layout::padded_n, B);
+    read_floats(B_at + s * Layout::padded_n, B);
 #pragma unroll
     for (int n = 0; n < kStates; ++n) {
       const float before = kCareful && (resets >> s & 1) ? 0.f : h[s][n];
@@ -204,8 +204,8 @@ __device__ __forceinline__ void reverse_part(
       const float2 step = step_at[s * Layout::channels];
       const float dy = dy_at[s * Layout::channels];
       float B[kStates], C[kStates], sums[2 * kStates];
-      read_states(B_at + s * Layout::padded_n, B);
-      read_states(C_at + s * Layout::padded_n, C);
+      read_floats(B_at + s * Layout::padded_n, B);
+      read_floats(C_at + s * Layout::padded_n, C);
 #pragma unroll
       for (int n = 0; n < kStates; ++n) {
         const float decay = a[s][n];
@@ -430,18 +430,11 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bw
   store_channel_sums<Layout>(p, place, shared);
 }
 
-template <typename Kernel>
-void allow_shared(Kernel kernel, size_t bytes) {
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                       static_cast<int>(bytes));
-}
-
 }  // namespace
 
 int64_t wide_channel_blocks(const SelectiveScanCudaInputs& in) {
   int64_t blocks = 0;
-  dispatch_wide_layout<128>(in.N,
-                            [&](auto layout) { blocks = channel_blocks<decltype(layout)>(in); });
+  dispatch_wide_layout(in.N, [&](auto layout) { blocks = channel_blocks<decltype(layout)>(in); });
   return blocks;
 }
 
@@ -449,26 +442,22 @@ void launch_wide_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
   const auto& in = p.in;
   dispatch_activations(in.type, [&](auto element) {
     using T = decltype(element);
-    dispatch_wide_layout<128>(in.N, [&](auto layout) {
+    dispatch_wide_layout(in.N, [&](auto layout) {
       using Layout = decltype(layout);
       const bool aligned = in_fours(in, {in.u, in.delta, in.z, p.dy, p.du, p.ddelta, p.dz});
       const size_t bytes = sizeof(BwdShared<Layout>);
       const size_t starts =
           in.checkpoint_every / kPart * Layout::states * Layout::threads * sizeof(float);
       if (in.B * in.D > 0) {
-        allow_shared(scan_bwd<T, Layout>, bytes + starts);
+        allow_shared(scan_bwd<T, Layout>, static_cast<int>(bytes + starts));
         scan_bwd<T, Layout>
             <<<scan_grid<Layout>(in), Layout::threads, bytes + starts, stream>>>(p, aligned);
         check_launch("selective_scan: backward");
       }
       const int64_t size = in.T * in.B * in.G * in.N;
-      if (size > 0) {
-        const auto grid = static_cast<unsigned>((size + 127) / 128);
-        const int64_t blocks = channel_blocks<Layout>(in);
-        sum_blocks<T><<<grid, 128, 0, stream>>>(p.dB_blocks, blocks, size, static_cast<T*>(p.dB));
-        sum_blocks<T><<<grid, 128, 0, stream>>>(p.dC_blocks, blocks, size, static_cast<T*>(p.dC));
-        check_launch("selective_scan: sum of blocks");
-      }
+      const int64_t blocks = channel_blocks<Layout>(in);
+      launch_sum_blocks(p.dB_blocks, blocks, size, static_cast<T*>(p.dB), stream);
+      launch_sum_blocks(p.dC_blocks, blocks, size, static_cast<T*>(p.dC), stream);
     });
   });
 }

@@ -9,15 +9,11 @@
 //
 // A sum over n is a fixed tree: pairs, pairs of pairs, …, whatever `lanes` and `states` are.
 
-#include <retain/kernels/selective_scan/selective_scan_cuda.h>
-#include <retain/kernels/common/device.cuh>
+#include <retain/kernels/selective_scan/selective_scan.cuh>
 
-#include <algorithm>
 #include <initializer_list>
 
 namespace retain::kernels {
-
-constexpr int kTile = static_cast<int>(kScanCudaTile);
 
 /// How a block of threads is laid over channels and states.
 template <int kLanes, int kStates, int kThreads>
@@ -32,18 +28,16 @@ struct ScanLayout {
   static constexpr int fours_a_thread = (fours + threads - 1) / threads;
   static constexpr int pairs = kTile * padded_n;  ///< of B or C in a tile
   static constexpr int pairs_a_thread = (pairs + threads - 1) / threads;
-  static constexpr int group =
-      lanes < 4 ? lanes : 4;  ///< steps whose sums over n are made together
+  static constexpr int group = 4;  ///< steps whose sums over n are made together
 };
 
-/// Calls run(ScanLayout{}) with the layout that fits d_state. kWide: threads of a block where lanes
-/// are many.
-template <int kWide, typename Run>
+/// Calls run(ScanLayout{}) with the layout that fits d_state.
+template <typename Run>
 void dispatch_wide_layout(int64_t N, const Run& run) {
   if (N <= 32) return run(ScanLayout<8, 4, 256>{});
-  if (N <= 64) return run(ScanLayout<16, 4, kWide>{});
-  if (N <= 128) return run(ScanLayout<32, 4, kWide>{});
-  return run(ScanLayout<32, 8, kWide>{});
+  if (N <= 64) return run(ScanLayout<16, 4, 128>{});
+  if (N <= 128) return run(ScanLayout<32, 4, 128>{});
+  return run(ScanLayout<32, 8, 128>{});
 }
 
 /// Where a block works.
@@ -72,18 +66,6 @@ __device__ __forceinline__ BlockPlace block_place(const SelectiveScanCudaInputs&
   place.begin = place.segment * in.segment_steps;
   place.end = in.segments == 1 ? in.T : min(in.T, place.begin + in.segment_steps);
   return place;
-}
-
-template <class Layout>
-int64_t channel_blocks(const SelectiveScanCudaInputs& in) {
-  return (in.D / in.G + Layout::channels - 1) / Layout::channels;
-}
-
-template <class Layout>
-dim3 scan_grid(const SelectiveScanCudaInputs& in) {
-  const int64_t blocks = in.segments * in.B * in.G * channel_blocks<Layout>(in);
-  if (blocks > INT32_MAX) throw std::runtime_error("selective_scan: too many rows and channels");
-  return dim3(static_cast<unsigned>(blocks));
 }
 
 /// Whether every four channels lie on their own boundary in memory.
@@ -179,11 +161,8 @@ __device__ __forceinline__ bool load_reset(const SelectiveScanCudaInputs& in,
          in.reset.data[t * in.reset.stride_t + place.b * in.reset.stride_b];
 }
 
-/// Bit s says that the state is cleared before step s of the tile.
-__device__ __forceinline__ unsigned reset_bits(bool reset) { return __ballot_sync(~0u, reset); }
-
-/// Walks over a [T, B, G, N] array a tile at a time: from memory to registers, then to shared
-/// memory, padded with zeros.
+/// A tile of a [T, B, G, N] array: from memory to registers, then to shared memory, padded with
+/// zeros.
 template <class Layout, typename T>
 struct MatrixWalk {
   static constexpr int kAcross =
@@ -210,10 +189,6 @@ struct MatrixWalk {
     }
   }
 
-  __device__ __forceinline__ void advance(const Activations& x, int tiles) {
-    from += tiles * kTile * x.stride_t;
-  }
-
   __device__ __forceinline__ void put(float* shared) const {
 #pragma unroll
     for (int k = 0; k < Layout::pairs_a_thread; ++k) {
@@ -234,33 +209,6 @@ __device__ __forceinline__ void step_sizes(float4 delta, const float (&bias)[4],
   if (!use_softplus) return;
 #pragma unroll
   for (int i = 0; i < 4; ++i) size[i] = softplus(size[i]);
-}
-
-/// exp(delta' A); A times log2(e). Near 1 the special-function unit is 7e-9 low on average, which a
-/// memory of thousands of steps would feel; the constant takes that back, and leaves exp(0) = 1.
-__device__ __forceinline__ float decay_of(float delta, float A) {
-  return exp2_fast(fmaf(delta, A, 1e-8f));
-}
-
-/// h ← exp(delta' A) h + (delta' u) B for one index.
-__device__ __forceinline__ float advance(float h, float delta, float A, float drive, float B) {
-  return fmaf(decay_of(delta, A), h, __fmul_rn(drive, B));
-}
-
-/// Σ C h over a thread's own indices.
-template <int kStates>
-__device__ __forceinline__ float own_sum(const float (&C)[kStates], const float (&h)[kStates]) {
-  float sum[kStates / 2];
-#pragma unroll
-  for (int j = 0; j < kStates / 2; ++j) {
-    sum[j] = fmaf(C[2 * j + 1], h[2 * j + 1], __fmul_rn(C[2 * j], h[2 * j]));
-  }
-#pragma unroll
-  for (int width = kStates / 4; width > 0; width /= 2) {
-#pragma unroll
-    for (int j = 0; j < width; ++j) sum[j] = sum[2 * j] + sum[2 * j + 1];
-  }
-  return sum[0];
 }
 
 /// Sums each of `group` values over the lanes of a channel; lane l gets the total of value
@@ -285,26 +233,5 @@ __device__ __forceinline__ float sum_over_lanes(float (&value)[Layout::group]) {
   }
   return value[0];
 }
-
-/// `states` neighbouring floats of shared memory.
-template <int kStates>
-__device__ __forceinline__ void read_states(const float* shared, float (&x)[kStates]) {
-#pragma unroll
-  for (int j = 0; j < kStates; j += 4) {
-    const float4 four = *reinterpret_cast<const float4*>(shared + j);
-    x[j] = four.x;
-    x[j + 1] = four.y;
-    x[j + 2] = four.z;
-    x[j + 3] = four.w;
-  }
-}
-
-/// Largest d_state of the backward pass with whole states in a warp; above it, the wide one.
-inline constexpr int64_t kSmallState = 16;
-
-int64_t wide_channel_blocks(const SelectiveScanCudaInputs& in);
-
-/// All of the backward pass but its segments and the sums over rows, for d_state above kSmallState.
-void launch_wide_bwd(const SelectiveScanCudaBwd& p, CudaStream stream);
 
 }  // namespace retain::kernels
