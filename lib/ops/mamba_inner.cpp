@@ -184,16 +184,12 @@ Outputs call_update(MAMBA_UPDATE_PARAMETERS) {
 }
 
 Tensor composed_update_(MAMBA_UPDATE_PARAMETERS) {
+  const auto weights = gather_mamba_weights(MAMBA_UPDATE_ARGUMENTS);
+  check_mamba_update_(xz, conv_state, ssm_state, weights, reset);
   const auto [y, new_conv_state, new_ssm_state] = call_update(MAMBA_UPDATE_ARGUMENTS);
   Tensor(conv_state).copy_(new_conv_state);
   Tensor(ssm_state).copy_(new_ssm_state);
   return y;
-}
-
-void check_writable(const char* name, const Tensor& state) {
-  TORCH_CHECK(at::has_internal_overlap(state) != at::MemOverlap::Yes, "mamba_update_: ", name,
-              " must not overlap itself, as an expanded tensor does; got strides ",
-              state.strides());
 }
 
 Tensor call_update_(MAMBA_UPDATE_PARAMETERS) {
@@ -226,15 +222,26 @@ Tensor update_autograd_(MAMBA_UPDATE_PARAMETERS) {
 
 }  // namespace
 
-void check_mamba_update(const char* op, const Tensor& xz, const Tensor& conv_state,
-                        const Tensor& ssm_state, const MambaWeights& weights,
-                        const Optional& reset) {
-  check_mamba(op, /*sequence=*/false, xz, conv_state, ssm_state, weights, reset);
+void check_mamba_update(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
+                        const MambaWeights& weights, const Optional& reset) {
+  check_mamba("mamba_update", /*sequence=*/false, xz, conv_state, ssm_state, weights, reset);
+}
+
+void check_mamba_update_(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
+                         const MambaWeights& weights, const Optional& reset) {
+  check_mamba("mamba_update_", /*sequence=*/false, xz, conv_state, ssm_state, weights, reset);
+  const auto check_writable = [](const char* name, const Tensor& state) {
+    TORCH_CHECK(at::has_internal_overlap(state) != at::MemOverlap::Yes, "mamba_update_: ", name,
+                " must not overlap itself, as an expanded tensor does; got strides ",
+                state.strides());
+  };
+  check_writable("conv_state", conv_state);
+  check_writable("ssm_state", ssm_state);
 }
 
 Outputs composed_mamba_update(MAMBA_UPDATE_PARAMETERS) {
   const auto weights = gather_mamba_weights(MAMBA_UPDATE_ARGUMENTS);
-  check_mamba_update("mamba_update", xz, conv_state, ssm_state, weights, reset);
+  check_mamba_update(xz, conv_state, ssm_state, weights, reset);
   auto [y, new_conv_state, new_ssm_state] =
       mamba_inner(xz.unsqueeze(0), conv_state, ssm_state, weights, with_time(reset));
   return {y.squeeze(0), new_conv_state, new_ssm_state};
@@ -259,7 +266,6 @@ Outputs mamba_inner(const Tensor& xz, const Tensor& conv_state, const Tensor& ss
 
 Outputs mamba_update(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
                      const MambaWeights& w, const Optional& reset) {
-  check_mamba_update("mamba_update", xz, conv_state, ssm_state, w, reset);
   return call_update(xz, conv_state, ssm_state, w.conv_weight, if_present(w.conv_bias),
                      w.x_proj_weight, w.dt_proj_weight, if_present(w.dt_proj_bias), w.A_log,
                      if_present(w.D), if_present(reset));
@@ -267,9 +273,6 @@ Outputs mamba_update(const Tensor& xz, const Tensor& conv_state, const Tensor& s
 
 Tensor mamba_update_(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
                      const MambaWeights& w, const Optional& reset) {
-  check_mamba_update("mamba_update_", xz, conv_state, ssm_state, w, reset);
-  check_writable("conv_state", conv_state);
-  check_writable("ssm_state", ssm_state);
   return call_update_(xz, conv_state, ssm_state, w.conv_weight, if_present(w.conv_bias),
                       w.x_proj_weight, w.dt_proj_weight, if_present(w.dt_proj_bias), w.A_log,
                       if_present(w.D), if_present(reset));

@@ -64,7 +64,7 @@ Tensor fused(const Tensor& xz, const MambaWeights& weights, const std::optional<
 
 std::tuple<Tensor, Tensor, Tensor> update(MAMBA_UPDATE_PARAMETERS) {
   const auto weights = gather_mamba_weights(MAMBA_UPDATE_ARGUMENTS);
-  check_mamba_update("mamba_update", xz, conv_state, ssm_state, weights, reset);
+  check_mamba_update(xz, conv_state, ssm_state, weights, reset);
   if (xz.scalar_type() == at::kDouble) return composed_mamba_update(MAMBA_UPDATE_ARGUMENTS);
   const auto conv = dense(conv_state, at::kFloat), ssm = dense(ssm_state, at::kFloat);
   const auto new_conv = at::empty_like(conv), new_ssm = at::empty_like(ssm);
@@ -79,7 +79,7 @@ bool is_dense_float(const Tensor& state) {
 
 Tensor update_(MAMBA_UPDATE_PARAMETERS) {
   const auto weights = gather_mamba_weights(MAMBA_UPDATE_ARGUMENTS);
-  check_mamba_update("mamba_update_", xz, conv_state, ssm_state, weights, reset);
+  check_mamba_update_(xz, conv_state, ssm_state, weights, reset);
   if (is_dense_float(conv_state) && is_dense_float(ssm_state)) {
     const auto y = fused(xz, weights, reset, conv_state, ssm_state, conv_state, ssm_state);
     if (y.defined()) return y;

@@ -28,8 +28,11 @@ inline MambaWeights gather_mamba_weights(MAMBA_UPDATE_PARAMETERS) {
 std::tuple<Tensor, Tensor, Tensor> composed_mamba_update(MAMBA_UPDATE_PARAMETERS);
 
 /// Shapes, dtypes and devices of one step's arguments.
-void check_mamba_update(const char* op, const Tensor& xz, const Tensor& conv_state,
-                        const Tensor& ssm_state, const MambaWeights& weights,
-                        const std::optional<Tensor>& reset);
+void check_mamba_update(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
+                        const MambaWeights& weights, const std::optional<Tensor>& reset);
+
+/// The same of the step in place, whose states must not overlap themselves.
+void check_mamba_update_(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
+                         const MambaWeights& weights, const std::optional<Tensor>& reset);
 
 }  // namespace retain

@@ -14,11 +14,7 @@ void copy_each(at::TensorList from, at::TensorList to) {
 }
 
 void zero_each(at::TensorList parts, const Tensor& mask) {
-  for (const Tensor& part : parts) {
-    std::vector<int64_t> sizes(static_cast<size_t>(part.dim()), 1);
-    sizes[0] = part.size(0);
-    Tensor(part).masked_fill_(mask.view(sizes), 0);
-  }
+  for (const Tensor& part : parts) zero_rows(part, mask);
 }
 
 bool wants_gradient(const std::vector<Tensor>& tensors) {
@@ -44,6 +40,12 @@ void copy_parts(const std::vector<Tensor>& from, const std::vector<Tensor>& to) 
   const at::AutoDispatchBelowADInplaceOrView no_gradients;
   op.call(from, to);
   bump_versions(to);
+}
+
+void zero_rows(const Tensor& part, const Tensor& mask) {
+  std::vector<int64_t> sizes(static_cast<size_t>(part.dim()), 1);
+  sizes[0] = part.size(0);
+  Tensor(part).masked_fill_(mask.view(sizes), 0);
 }
 
 void zero_rows(const std::vector<Tensor>& parts, const Tensor& mask) {

@@ -15,4 +15,7 @@ void copy_parts(const std::vector<Tensor>& from, const std::vector<Tensor>& to);
 /// launch for all that are contiguous, where no gradient is wanted.
 void zero_rows(const std::vector<Tensor>& parts, const Tensor& mask);
 
+/// The same for one part, by LibTorch's own op.
+void zero_rows(const Tensor& part, const Tensor& mask);
+
 }  // namespace retain

@@ -2,6 +2,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <retain/kernels/state/state_cuda.h>
 #include <retain/lib/ops/cuda_arguments.h>
+#include <retain/lib/ops/state_parts.h>
 #include <torch/library.h>
 
 namespace retain {
@@ -50,9 +51,7 @@ void zero_rows_cuda(at::TensorList all, const Tensor& mask) {
     if (part.is_contiguous()) {
       parts.push_back({nullptr, part.data_ptr(), row_bytes(part)});
     } else {
-      std::vector<int64_t> sizes(static_cast<size_t>(part.dim()), 1);
-      sizes[0] = part.size(0);
-      Tensor(part).masked_fill_(mask.view(sizes), 0);
+      zero_rows(part, mask);
     }
   }
   in_launches(parts, mask.size(0), [&](const kernels::StatePartsCuda& some) {
