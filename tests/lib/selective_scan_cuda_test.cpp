@@ -359,21 +359,7 @@ TEST(SelectiveScanCuda, SoftplusIsExactFromDeepNegativeToTheIdentity) {
 
 TEST(SelectiveScanCuda, ExtremeDecaysAreExact) {
   RETAIN_NEEDS_CUDA();
-  const auto one = cuda(at::ones({1, 1, 1}));
-  const auto step = [&](double A, double delta) {
-    return std::get<1>(selective_scan(one, one * delta, cuda(at::full({1, 1}, A)),
-                                      one.unsqueeze(-1), one.unsqueeze(-1), {}, {}, {}, false,
-                                      3 * one))
-        .item<float>();
-  };
-  constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  EXPECT_EQ(step(0, 1), 4);
-  EXPECT_EQ(step(-200, 1), 1);
-  EXPECT_EQ(step(-1e38, 1e3), 1e3f);
-  EXPECT_EQ(step(-kInfinity, 1), 1);
-  EXPECT_EQ(step(-1, 0), 3);
-  EXPECT_EQ(step(200, 1), kInfinity);
-  EXPECT_TRUE(std::isnan(step(std::nan(""), 1)));
+  expect_extreme_decays_are_exact(at::kCUDA);
 }
 
 TEST(SelectiveScanCuda, NonNegativeAIsDefined) {
