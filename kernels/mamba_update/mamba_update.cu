@@ -38,9 +38,9 @@ __device__ __forceinline__ float sum_over_warp(float (&value)[16]) {
 /// a time. `sums` is the block's own place in an array that each block has; `arrived` its barrier.
 template <class Layout>
 __device__ __forceinline__ void project(const float* weights, int outputs,
-                                        const float (&x)[kRows][Layout::channels],
-                                        const float* sums, const uint64_t* arrived) {
-  static_assert(kRows == 4);
+                                        const float (&x)[kRows][Layout::channels], float* sums,
+                                        const uint64_t* arrived) {
+  static_assert(kRows == 4 && (Layout::blocks == 1 || Layout::blocks % 2 == 0));
   constexpr int kBlocks = Layout::blocks;
   const int lane = threadIdx.x % 32, own_row = lane % kRows, own_output = lane / kRows % 4;
   for (int o = threadIdx.x / 32 * 4; o < outputs; o += 4 * Layout::warps) {
@@ -61,11 +61,15 @@ __device__ __forceinline__ void project(const float* weights, int outputs,
     }
     const float total = sum_over_warp(sum);
     if (o + own_output >= outputs) continue;
-    const float* to = sums + (own_row * outputs + o + own_output) * kBlocks;
+    float* to = sums + (own_row * outputs + o + own_output) * kBlocks;
+    if constexpr (kBlocks == 1) {
+      *to = total;
+    } else {
 #pragma unroll
-    for (int first = 0; first < kBlocks; first += 2) {  // half of the lanes each
-      const int block = first + lane / 16;
-      if (block < kBlocks) send(address_in(to, block), total, address_in(arrived, block));
+      for (int first = 0; first < kBlocks; first += 2) {  // half of the lanes each
+        const int block = first + lane / 16;
+        send(address_in(to, block), total, address_in(arrived, block));
+      }
     }
   }
 }
@@ -204,6 +208,20 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void mamba_u
     inputs.fetch(p, b + rows + conv_row, first + conv_at);
   };
 
+  // A block alone has nobody to wait for but its own threads.
+  const auto expect_sums = [&](int stage) {
+    if constexpr (Layout::blocks == 1) return;
+    if (threadIdx.x != 0) return;
+    expect(&shared.arrived[stage], arrays.sums_size() * sizeof(float));
+  };
+  const auto await_sums = [&](int stage, int phase) {
+    if constexpr (Layout::blocks == 1) {
+      __syncthreads();
+    } else {
+      await(&shared.arrived[stage], phase);
+    }
+  };
+
   load_shared(p, first, shared, arrays.x_proj(memory), arrays.outputs);
   fetch_states(b, 0);
   if (conv_row < kRows) inputs.fetch(p, b + conv_row, first + conv_at);
@@ -211,15 +229,14 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void mamba_u
   for (int i = threadIdx.x; i < 2 * kRows * arrays.width; i += Layout::threads) {
     arrays.totals(memory)[i] = 0;  // dt's padding stays so
   }
-  const unsigned bytes = arrays.sums_size() * sizeof(float);
   if (threadIdx.x == 0) {
     init_barrier(&shared.arrived[0]);
     init_barrier(&shared.arrived[1]);
-    expect(&shared.arrived[0], bytes);
   }
-  const float* const my_sums = arrays.sums(memory) + me;
+  float* const my_sums = arrays.sums(memory) + me;
   await_all_but_newest();
   cluster.sync();
+  expect_sums(0);
   convolve(0, b);
   __syncthreads();
   project<Layout>(arrays.x_proj(memory), arrays.outputs, shared.x[0], my_sums, &shared.arrived[0]);
@@ -235,10 +252,10 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void mamba_u
       z = static_cast<const T*>(p.xz)[at];
     }
     float* const totals = arrays.totals(memory) + now * kRows * arrays.width;
-    await(&shared.arrived[now], turn / 2 % 2);
+    await_sums(now, turn / 2 % 2);
     add_up(arrays, R, arrays.sums(memory) + now * arrays.sums_size(), totals);
     if (more) {
-      if (threadIdx.x == 0) expect(&shared.arrived[later], bytes);
+      expect_sums(later);
       convolve(next_place, b + rows);
     }
     __syncthreads();
