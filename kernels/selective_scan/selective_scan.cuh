@@ -186,13 +186,14 @@ __device__ __forceinline__ void load_rates(const SelectiveScanCudaInputs& in,
 /// hold one each.
 __device__ __forceinline__ unsigned reset_bits(bool reset) { return __ballot_sync(~0u, reset); }
 
+__device__ __forceinline__ float4 softplus4(float4 x) {
+  return {softplus(x.x), softplus(x.y), softplus(x.z), softplus(x.w)};
+}
+
 /// delta' of four elements.
 __device__ __forceinline__ float4 step_sizes(float4 delta, float4 bias, bool use_softplus) {
-  float4 size{delta.x + bias.x, delta.y + bias.y, delta.z + bias.z, delta.w + bias.w};
-  if (use_softplus) {
-    size = {softplus(size.x), softplus(size.y), softplus(size.z), softplus(size.w)};
-  }
-  return size;
+  const float4 size{delta.x + bias.x, delta.y + bias.y, delta.z + bias.z, delta.w + bias.w};
+  return use_softplus ? softplus4(size) : size;
 }
 
 /// exp(delta' A); A times log2(e). Near 1 the special-function unit is 7e-9 low on average, which a

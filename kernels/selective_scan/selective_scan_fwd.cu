@@ -9,11 +9,18 @@
 namespace retain::kernels {
 namespace {
 
+/// How many steps of a tile a thread brings four channels of. Two give a serving warp more to do at
+/// once, and fewer barriers; with many lanes a channel tiles are long anyway.
+template <class Layout>
+constexpr int kRounds = Layout::lanes <= 4 ? 2 : 1;
+template <class Layout>
+constexpr int kTileSteps = Layout::steps* kRounds<Layout>;
+
 template <class Layout>
 struct alignas(16) FwdTile {
-  float2 step[Layout::steps][Layout::channels];  ///< delta', delta' u
-  float B[Layout::steps][Layout::padded_n], C[Layout::steps][Layout::padded_n];
-  LaneSums<Layout> y[Layout::steps];
+  float2 step[kTileSteps<Layout>][Layout::channels];  ///< delta', delta' u
+  float B[kTileSteps<Layout>][Layout::padded_n], C[kTileSteps<Layout>][Layout::padded_n];
+  LaneSums<Layout> y[kTileSteps<Layout>];
   unsigned resets;  ///< bit s: the state is cleared before step s
 };
 
@@ -51,7 +58,9 @@ struct StepInputs {
   }
 };
 
-constexpr int kGroup = 4;             ///< steps that are unrolled
+/// Steps that are unrolled.
+template <class Layout>
+constexpr int kGroup = Layout::own* Layout::states > 8 ? 4 : 8;
 constexpr int64_t kFullBlocks = 200;  ///< that fill any GPU but the last few multiprocessors
 
 /// A group of steps. All is read before the sums are written, which the compiler cannot tell apart.
@@ -59,13 +68,14 @@ template <bool kResets, class Layout>
 __device__ __forceinline__ void scan_group(FwdTile<Layout>& tile, const WarpPlace<Layout>& me,
                                            const OwnStates<Layout>& A, int first, unsigned resets,
                                            OwnStates<Layout>& h) {
-  constexpr int kAhead = Layout::own * Layout::states > 8 ? 2 : kGroup;  // steps read at once
+  constexpr int kAhead = kGroup<Layout> / 2;  // steps read at once
+  static_assert(kTileSteps<Layout> % kGroup<Layout> == 0);
   StepInputs<Layout> inputs[kAhead];
-  float y[kGroup][Layout::own];
+  float y[kGroup<Layout>][Layout::own];
 #pragma unroll
   for (int s = 0; s < kAhead; ++s) inputs[s].read(tile, me, first + s);
 #pragma unroll
-  for (int s = 0; s < kGroup; ++s) {
+  for (int s = 0; s < kGroup<Layout>; ++s) {
     auto& x = inputs[s % kAhead];
     const bool reset = kResets && (resets >> s & 1);
 #pragma unroll
@@ -76,10 +86,10 @@ __device__ __forceinline__ void scan_group(FwdTile<Layout>& tile, const WarpPlac
       }
       y[s][k] = own_sum(x.C, h[k]);
     }
-    if (s + kAhead < kGroup) x.read(tile, me, first + s + kAhead);
+    if (s + kAhead < kGroup<Layout>) x.read(tile, me, first + s + kAhead);
   }
 #pragma unroll
-  for (int s = 0; s < kGroup; ++s) tile.y[first + s].put(me, y[s]);
+  for (int s = 0; s < kGroup<Layout>; ++s) tile.y[first + s].put(me, y[s]);
 }
 
 /// The steps of a tile; a group without resets goes the quick way.
@@ -89,8 +99,8 @@ __device__ __forceinline__ void scan_tile(FwdTile<Layout>& tile, const WarpPlace
                                           OwnStates<Layout>& h) {
   const unsigned resets = tile.resets;
 #pragma unroll 1
-  for (int first = 0; first < steps; first += kGroup) {
-    const unsigned here = resets >> first & ((1u << kGroup) - 1);
+  for (int first = 0; first < steps; first += kGroup<Layout>) {
+    const unsigned here = resets >> first & ((1u << kGroup<Layout>)-1);
     if (here == 0) {
       scan_group<false>(tile, me, A, first, 0, h);
     } else {
@@ -132,12 +142,13 @@ __device__ __forceinline__ void scan(const SelectiveScanCudaFwd& p, const WarpPl
 template <class Layout, typename T>
 struct FwdInputs {
   static constexpr int wide = Layout::padded_n / 4;  ///< fours of a step of B
-  static constexpr int fours = 2 * Layout::steps * wide;
+  static constexpr int rounds = kRounds<Layout>, tile_steps = kTileSteps<Layout>;
+  static constexpr int fours = 2 * tile_steps * wide;
   static constexpr int count = (fours + Layout::threads - 1) / Layout::threads;  ///< a thread
   const T *u_at, *delta_at, *z_at, *B_at, *C_at;
   const bool* reset_at;
-  Four<T> u, delta, z, pairs[count];
-  int reset;  // compared when it has come
+  Four<T> u[rounds], delta[rounds], z[rounds], pairs[count];
+  int reset;  ///< compared when it has come
 
   static __device__ __forceinline__ int thread() { return threadIdx.x % Layout::threads; }
 
@@ -157,17 +168,21 @@ struct FwdInputs {
   __device__ __forceinline__ void fetch(const SelectiveScanCudaInputs& in,
                                         const WarpPlace<Layout>& me, int steps, bool words,
                                         bool aligned_pairs) {
-    const bool there = words || me.four_step < steps;
-    const int fours_there = there ? (words ? 4 : me.channels - me.four) : 0;
-    const bool whole = words || (there && me.whole);
     reset = 0;
     if (in.reset.data != nullptr && thread() % 32 < steps) reset = *reset_at;
-    u = load_four(u_at, fours_there, whole);
-    delta = load_four(delta_at, fours_there, whole);
-    if (in.z.data != nullptr) z = load_four(z_at, fours_there, whole);
+#pragma unroll
+    for (int r = 0; r < rounds; ++r) {
+      const int64_t step = r * Layout::steps;  // and me.four_step
+      const bool there = words || step + me.four_step < steps;
+      const int fours_there = there ? (words ? 4 : me.channels - me.four) : 0;
+      const bool whole = words || (there && me.whole);
+      u[r] = load_four(u_at + step * in.u.stride_t, fours_there, whole);
+      delta[r] = load_four(delta_at + step * in.delta.stride_t, fours_there, whole);
+      if (in.z.data != nullptr) z[r] = load_four(z_at + step * in.z.stride_t, fours_there, whole);
+    }
 #pragma unroll
     for (int k = 0; k < count; ++k) {
-      const int i = k * Layout::threads + thread(), step = i / wide % Layout::steps;
+      const int i = k * Layout::threads + thread(), step = i / wide % tile_steps;
       const int n = i % wide * 4;
       const bool is_B = i < fours / 2;
       const T* from =
@@ -192,15 +207,15 @@ struct Finish {
 
 __device__ __forceinline__ float silu(float z) { return __fmul_rn(z, sigmoid(z)); }
 
-/// A tile into shared memory. Steps past the end have a delta' of 0 and so no effect.
+/// A tile into shared memory; what its outputs need into `finish`. Steps past the end have a delta'
+/// of 0 and so no effect.
 template <class Layout, typename T>
-__device__ __forceinline__ Finish put_tile(const SelectiveScanCudaInputs& in,
-                                           const WarpPlace<Layout>& me, float4 D, float4 bias,
-                                           int steps, const FwdInputs<Layout, T>& from,
-                                           FwdTile<Layout>& tile) {
+__device__ __forceinline__ void put_tile(const SelectiveScanCudaInputs& in,
+                                         const WarpPlace<Layout>& me, float4 D, float4 bias,
+                                         int steps, const FwdInputs<Layout, T>& from,
+                                         FwdTile<Layout>& tile, Finish (&finish)[kRounds<Layout>]) {
   using Inputs = FwdInputs<Layout, T>;
   const int thread = threadIdx.x % Layout::threads;
-  const float4 u = widen<T>(from.u), z = widen<T>(from.z);
 #pragma unroll
   for (int k = 0; k < Inputs::count; ++k) {
     const int i = k * Layout::threads + thread;
@@ -210,12 +225,28 @@ __device__ __forceinline__ Finish put_tile(const SelectiveScanCudaInputs& in,
   }
   const unsigned resets = reset_bits(from.reset != 0);
   if (thread == 0) tile.resets = resets;
-  float4 size = step_sizes(widen<T>(from.delta), bias, in.delta_softplus);
-  if (me.four_step >= steps) size = {};
-  put_step<Layout>(tile.step[me.four_step], me, size, times4(size, u));
-  Finish finish{times4(D, u), {1.f, 1.f, 1.f, 1.f}};
-  if (in.z.data != nullptr) finish.gate = {silu(z.x), silu(z.y), silu(z.z), silu(z.w)};
-  return finish;
+  float4 size[Inputs::rounds];
+#pragma unroll
+  for (int r = 0; r < Inputs::rounds; ++r) size[r] = widen<T>(from.delta[r]) + bias;
+  if (in.delta_softplus) {
+#pragma unroll
+    for (int r = 0; r < Inputs::rounds; ++r) size[r] = softplus4(size[r]);
+  }
+#pragma unroll
+  for (int r = 0; r < Inputs::rounds; ++r) {
+    const int step = r * Layout::steps + me.four_step;
+    const float4 u = widen<T>(from.u[r]);
+    if (step >= steps) size[r] = {};
+    put_step<Layout>(tile.step[step], me, size[r], times4(size[r], u));
+    finish[r] = {times4(D, u), {1.f, 1.f, 1.f, 1.f}};
+  }
+  if (in.z.data != nullptr) {
+#pragma unroll
+    for (int r = 0; r < Inputs::rounds; ++r) {
+      const float4 z = widen<T>(from.z[r]);
+      finish[r].gate = {silu(z.x), silu(z.y), silu(z.z), silu(z.w)};
+    }
+  }
 }
 
 /// The warps that prepare and finish.
@@ -230,24 +261,28 @@ __device__ __forceinline__ void serve(const SelectiveScanCudaFwd& p, const WarpP
   FwdInputs<Layout, T> inputs(in, me);
   Tiles fetched = tiles;  // the tile on its way
   const auto fetch = [&] {
-    if (in_words && fetched.steps == Layout::steps) {
-      inputs.fetch(in, me, Layout::steps, true, true);
+    if (in_words && fetched.steps == kTileSteps<Layout>) {
+      inputs.fetch(in, me, kTileSteps<Layout>, true, true);
     } else {
       inputs.fetch(in, me, fetched.steps, false, aligned_pairs);
     }
   };
   T* y_at = me.template at<T>(p.y, me.begin);
   int done = 0;  // steps of the tile that was scanned last
-  Finish now = {}, next;
+  Finish now[kRounds<Layout>] = {}, next[kRounds<Layout>];
   fetch();
-  next = put_tile(in, me, D, bias, fetched.steps, inputs, shared[0]);
+  put_tile(in, me, D, bias, fetched.steps, inputs, shared[0], next);
   fetched.next();
   fetch();
   __syncthreads();
   const auto finish = [&](const FwdTile<Layout>& tile) {
-    if (me.four_step < done) {
-      const float4 y = times4(tile.y[me.four_step].get(me) + now.skip, now.gate);
-      store_four(y_at, y, whole ? 4 : me.channels - me.four, whole || me.whole);
+#pragma unroll
+    for (int r = 0; r < kRounds<Layout>; ++r) {
+      const int step = r * Layout::steps + me.four_step;
+      if (step >= done) continue;
+      const float4 y = times4(tile.y[step].get(me) + now[r].skip, now[r].gate);
+      store_four(y_at + r * Layout::steps * p.y.stride_t, y, whole ? 4 : me.channels - me.four,
+                 whole || me.whole);
     }
     y_at += done * p.y.stride_t;
   };
@@ -255,9 +290,10 @@ __device__ __forceinline__ void serve(const SelectiveScanCudaFwd& p, const WarpP
 #pragma unroll 1
   for (int i = 0; tiles.steps > 0; i ^= 1) {
     finish(shared[i ^ 1]);
-    now = next;
+#pragma unroll
+    for (int r = 0; r < kRounds<Layout>; ++r) now[r] = next[r];
     done = tiles.steps;
-    next = put_tile(in, me, D, bias, fetched.steps, inputs, shared[i ^ 1]);
+    put_tile(in, me, D, bias, fetched.steps, inputs, shared[i ^ 1], next);
     fetched.next();
     fetch();
     tiles.next();
@@ -273,8 +309,8 @@ __global__ __launch_bounds__(2 * Layout::threads, Layout::padded_n > 64 ? 1 : 2)
   auto& shared = *reinterpret_cast<FwdTile<Layout>(*)[2]>(memory);
   const WarpPlace<Layout> me(p.in, aligned.channels);
   const Tiles tiles(
-      me.end - me.begin, Layout::steps,
-      p.checkpoints != nullptr ? static_cast<int>(p.in.checkpoint_every) : Layout::steps);
+      me.end - me.begin, kTileSteps<Layout>,
+      p.checkpoints != nullptr ? static_cast<int>(p.in.checkpoint_every) : kTileSteps<Layout>);
   if (threadIdx.x < Layout::threads) {
     scan(p, me, shared, tiles);
   } else {
