@@ -45,6 +45,7 @@ std::function<void()> captured(at::Device device, const std::function<void()>& r
 struct OpShape {
   int64_t batch = 64, steps = 128, channels = 512, d_state = 16;
   at::ScalarType dtype = at::kFloat;
+  bool recompute = false;  ///< of a block: its forward runs again in its backward
 };
 
 /// What an op does at one size. Bytes count every input and output once.

@@ -1,5 +1,6 @@
 #include <retain/experiments/bench.h>
 #include <retain/lib/cores/mamba1.h>
+#include <retain/lib/cores/recompute.h>
 #include <retain/lib/memory.h>
 #include <retain/lib/ops/causal_conv1d.h>
 #include <retain/lib/ops/rms_norm.h>
@@ -129,7 +130,9 @@ OpCase block_case(const Maker& m) {
   OpCase made;
   made.inputs = core->parameters();
   made.inputs.push_back(x);
-  made.fused = [=] { return core->forward(x, state, reset).y; };
+  made.fused = [=, again = m.shape.recompute] {
+    return (again ? recomputed_forward(core, x, state, reset) : core->forward(x, state, reset)).y;
+  };
   // Products of half types run on other units than multiply-adds do.
   const double products = m.shape.dtype == at::kFloat ? static_cast<double>(core_products(m)) : 0;
   made.fwd_multiply_adds = m.rows * products + 8 * m.states;

@@ -255,6 +255,8 @@ int bench_op_command(const std::string& op, const Arguments& arguments) {
   options.add("threads", threads, {.min = 0}, "Threads on the CPU; 0 = all.");
   options.add_flag("graph", graph,
                    "Forward and backward in a CUDA graph, where the host's launches cost nothing.");
+  options.add_flag("recompute", shape.recompute,
+                   "Of a block: keep nothing for the backward, run the forward again there.");
   options.add_flag("tf32", tf32, "Let a GPU round fp32 factors of matrix products to TF32.");
   options.add_flag("table", table_rows, "The rows of the published comparison.");
   options.add_flag("smoke", smoke, "A size that takes no time: does it run at all?");
@@ -270,7 +272,10 @@ int bench_op_command(const std::string& op, const Arguments& arguments) {
   std::vector<OpShape> shapes = {shape};
   if (table_rows) shapes = table_of(op, where.is_cpu());
   if (smoke) shapes = {{2, one_step ? 1 : 5, 8, 4}};
-  for (auto& each : shapes) each.dtype = shape.dtype;
+  for (auto& each : shapes) {
+    each.dtype = shape.dtype;
+    each.recompute = shape.recompute;
+  }
 
   const Limits limits = smoke ? Limits{} : limits_of(where);
   std::cout << op << " on " << device << ": copy " << fixed(limits.bytes / 1e9, 0) << " GB/s, "

@@ -348,6 +348,7 @@ TEST(Program, BenchMeasuresEveryOp) {
     const bool trains = std::set<std::string>{"scan", "conv", "norm", "block"}.contains(op);
     EXPECT_EQ(backward > 0, trains);
   }
+  EXPECT_EQ(retain_run({"bench", "block", "--smoke", "--recompute"}).code, 0);
   expect_usage_error({"bench", "scan", "--dtype", "fp8"}, "unknown dtype \"fp8\"");
   expect_usage_error({"bench", "scan", "--batch", "0"}, "--batch must be a whole number >= 1");
 }
