@@ -276,10 +276,11 @@ void cut_into_segments(SelectiveScanCudaInputs& in, bool backward) {
     while (shortest > 64 && warps * (in.T / shortest) < kRounds * 2 / 3) shortest /= 2;
     wanted = std::min({kRounds / warps, in.T / shortest, kMost});
   } else {
-    // One round of blocks, where less than half a device is busy without.
-    constexpr int64_t kHalf = 200, kRound = 1024, kShort = 64;
+    // A round of blocks, two where rows are few, where less than half a device is busy without.
+    constexpr int64_t kHalf = 200, kRound = 1024, kFew = 16, kShort = 64, kMost = 256;
     if (warps >= kHalf) return;
-    wanted = std::min((kRound + warps - 1) / warps, in.T / kShort);
+    const int64_t all = warps < kFew ? 2 * kRound : kRound;
+    wanted = std::min({(all + warps - 1) / warps, in.T / kShort, kMost});
   }
   if (wanted < 2) return;
   const int64_t steps = (in.T + wanted - 1) / wanted, every = in.checkpoint_every;
