@@ -318,18 +318,29 @@ __global__ __launch_bounds__(2 * Layout::threads, Layout::padded_n > 64 ? 1 : 2)
   }
 }
 
-/// Calls run(Layout{}) with the layout that fits the sizes: where that fills the device, a thread
-/// owns four channels, which costs fewer instructions; else two.
+/// Calls run(Layout{}) with the layout that fits the sizes: blocks as small as all may be at work
+/// at once; where they are many, a thread owns four channels, which costs fewer instructions.
 template <typename Run>
 void dispatch_fwd_layout(const SelectiveScanCudaInputs& in, const Run& run) {
+  constexpr int64_t kAtOnce = 264;  // two blocks on each multiprocessor of a large GPU
+  const auto blocks = [&](auto layout) {
+    return in.segments * in.B * in.G * channel_blocks<decltype(layout)>(in);
+  };
   const auto either = [&](auto four, auto two) {
-    const int64_t blocks = in.segments * in.B * in.G * channel_blocks<decltype(four)>(in);
-    if (blocks >= kFullBlocks && in.D / in.G > decltype(two)::channels) return run(four);
+    if (blocks(four) >= kFullBlocks && in.D / in.G > two.channels) return run(four);
     return run(two);
   };
   if (in.N <= 4) return run(WarpLayout<1, 4, 1, 4>{});
   if (in.N <= 8) return run(WarpLayout<2, 4, 2, 4>{});
-  if (in.N <= 16) return either(WarpLayout<4, 4, 4, 4>{}, WarpLayout<4, 4, 2, 4>{});
+  if (in.N <= 16) {
+    const WarpLayout<4, 4, 1, 4> one;        // 32 channels
+    const WarpLayout<4, 4, 2, 3> two_small;  // 48
+    const WarpLayout<4, 4, 2, 4> two;        // 64
+    if (blocks(one) <= kAtOnce) return run(one);
+    if (blocks(two_small) <= kAtOnce) return run(two_small);
+    if (blocks(two) <= kAtOnce) return run(two);
+    return either(WarpLayout<4, 4, 4, 4>{}, two);
+  }
   if (in.N <= 32) return either(WarpLayout<8, 4, 4, 4>{}, WarpLayout<8, 4, 2, 4>{});
   if (in.N <= 64) return run(WarpLayout<16, 4, 4, 4>{});
   if (in.N <= 128) return run(WarpLayout<32, 4, 4, 4>{});
