@@ -223,6 +223,16 @@ __device__ __forceinline__ float own_sum(const float (&C)[kStates], const float 
   return sum[0];
 }
 
+/// Products in which a zero gradient wins over whatever it meets.
+template <bool kCareful>
+__device__ __forceinline__ float times(float gradient, float x) {
+  return kCareful && gradient == 0.f ? 0.f : __fmul_rn(gradient, x);
+}
+template <bool kCareful>
+__device__ __forceinline__ float plus_times(float gradient, float x, float sum) {
+  return kCareful && gradient == 0.f ? sum : fmaf(gradient, x, sum);
+}
+
 /// `count` neighbouring floats of shared memory, 1, 2 or fours of them.
 template <int count>
 __device__ __forceinline__ void read_floats(const float* shared, float (&x)[count]) {

@@ -66,16 +66,6 @@ struct alignas(16) BwdShared {
   Rows rows[kArrays];  ///< by Array
 };
 
-/// Products in which a zero gradient wins over whatever it meets.
-template <bool kCareful>
-__device__ __forceinline__ float times(float gradient, float x) {
-  return kCareful && gradient == 0.f ? 0.f : __fmul_rn(gradient, x);
-}
-template <bool kCareful>
-__device__ __forceinline__ float plus_times(float gradient, float x, float sum) {
-  return kCareful && gradient == 0.f ? sum : fmaf(gradient, x, sum);
-}
-
 /// The states that enter the parts of a chunk but its first, each thread its own.
 template <class Layout>
 struct Starts {

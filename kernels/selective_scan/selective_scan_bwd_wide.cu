@@ -31,16 +31,6 @@ struct alignas(16) BwdShared {
       dbias[Layout::fours_a_thread][Layout::threads];
 };
 
-/// Products in which a zero gradient wins over whatever it meets.
-template <bool kCareful>
-__device__ __forceinline__ float times(float gradient, float x) {
-  return kCareful && gradient == 0.f ? 0.f : __fmul_rn(gradient, x);
-}
-template <bool kCareful>
-__device__ __forceinline__ float plus_times(float gradient, float x, float sum) {
-  return kCareful && gradient == 0.f ? sum : fmaf(gradient, x, sum);
-}
-
 /// Loads a tile into shared memory; kForward and kGradients: what the way there and the way back
 /// need. Returns whether four neighbouring dy are all zero somewhere.
 template <typename T, class Layout, bool kForward, bool kGradients>
