@@ -155,10 +155,10 @@ __device__ __forceinline__ void load_states(const float* from, int64_t N,
   }
 }
 
-template <class Layout>
-__device__ __forceinline__ void store_states(float* to, int64_t N, const WarpPlace<Layout>& me,
+template <class Layout, typename T>
+__device__ __forceinline__ void store_states(T* to, int64_t N, const WarpPlace<Layout>& me,
                                              const OwnStates<Layout>& h) {
-  const bool words = N % 4 == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0;
+  const bool words = N % 4 == 0 && reinterpret_cast<uintptr_t>(to) % (4 * sizeof(T)) == 0;
 #pragma unroll
   for (int k = 0; k < Layout::own; ++k) {
 #pragma unroll
@@ -168,6 +168,27 @@ __device__ __forceinline__ void store_states(float* to, int64_t N, const WarpPla
                  words && count >= 4);
     }
   }
+}
+
+/// A segment's change into segment_states and its decay, from Σ delta', into segment_decays; a
+/// negative decay marks a reset inside. A times log2(e).
+template <class Layout>
+__device__ __forceinline__ void store_changes(const SelectiveScanCudaInputs& in,
+                                              const WarpPlace<Layout>& me, bool reset,
+                                              const float (&sum)[Layout::own],
+                                              const OwnStates<Layout>& A,
+                                              const OwnStates<Layout>& change) {
+  const int64_t at = me.segment * in.B * in.D * in.N + me.state;
+  store_states<Layout>(in.segment_states + at, in.N, me, change);
+  OwnStates<Layout> decay;
+#pragma unroll
+  for (int k = 0; k < Layout::own; ++k) {
+#pragma unroll
+    for (int n = 0; n < Layout::states; ++n) {
+      decay[k][n] = reset ? -1.f : exp2_fast(sum[k] * A[k][n]);
+    }
+  }
+  store_states<Layout>(in.segment_decays + at, in.N, me, decay);
 }
 
 /// A times log2(e): for exponentials of base 2.
@@ -338,6 +359,10 @@ int64_t wide_channel_blocks(const SelectiveScanCudaInputs& in);
 
 /// All of the backward pass but its segments and the sums over rows, for d_state above kSmallState.
 void launch_wide_bwd(const SelectiveScanCudaBwd& p, CudaStream stream);
+
+/// The same for bf16 with bf16 checkpoints, and what each segment makes of zero gradients.
+void launch_bf16_bwd(const SelectiveScanCudaBwd& p, CudaStream stream);
+void launch_bf16_changes(const SelectiveScanCudaBwd& p, CudaStream stream);
 
 /// The state that enters each segment into segment_states.
 void enter_segments(const SelectiveScanCudaFwd& p, CudaStream stream);

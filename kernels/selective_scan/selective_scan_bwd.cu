@@ -147,7 +147,8 @@ __global__ __launch_bounds__(32, 8) void scan_bwd(const __grid_constant__ Select
 #pragma unroll 1
   for (; first >= me.begin; first -= every) {
     const int last = (length - 1) / kSteps, last_part = (length - 1) / P;
-    const float* checkpoint = p.checkpoints + first / every * all_states + me.state;
+    const float* checkpoint =
+        static_cast<const float*>(p.checkpoints) + first / every * all_states + me.state;
     load_states<Layout>(checkpoint, N, me, h);
 #pragma unroll 1
     for (int k = 0; k * kParts < last_part; ++k) {
@@ -266,6 +267,8 @@ void selective_scan_cuda_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
   if (in.B * in.D > 0 && in.segments > 1) enter_segments(p, stream);
   if (in.N > kSmallState) {
     launch_wide_bwd(p, stream);
+  } else if (in.checkpoint_type == ActivationType::bf16) {
+    launch_bf16_bwd(p, stream);
   } else {
     launch_bwd(p, stream);
   }

@@ -45,6 +45,7 @@ struct SelectiveScanCudaInputs {
   int64_t segments = 1;         ///< parts that time is cut into
   int64_t segment_steps = 0;    ///< steps of each but the last; a multiple of checkpoint_every
   int64_t checkpoint_every = kScanCudaTile;  ///< a multiple of kScanCudaTile
+  ActivationType checkpoint_type = ActivationType::fp32;  ///< or bf16, with bf16 activations
   float* segment_states = nullptr;           ///< scratch [segments, B, D, N] where segments > 1
   float* segment_decays = nullptr;           ///< scratch [segments, B, D, N] where segments > 1
 };
@@ -54,13 +55,13 @@ struct SelectiveScanCudaFwd {
   const float* initial_state = nullptr;  ///< [B, D, N] contiguous, or nullptr for zero
   Activations y;                         ///< out: [T, B, D]
   float* last_state = nullptr;   ///< out: [B, D, N] contiguous; initial_state itself at most
-  float* checkpoints = nullptr;  ///< out: [ceil(T / checkpoint_every), B, D, N], the state that
-                                 ///< enters every checkpoint_every-th step; or nullptr
+  void* checkpoints = nullptr;  ///< out: [ceil(T / checkpoint_every), B, D, N], the state that
+                                ///< enters every checkpoint_every-th step; or nullptr
 };
 
 struct SelectiveScanCudaBwd {
   SelectiveScanCudaInputs in;
-  const float* checkpoints = nullptr;  ///< as the forward pass wrote them
+  const void* checkpoints = nullptr;   ///< as the forward pass wrote them
   Activations dy;                      ///< [T, B, D], or absent for zero
   const float* dlast_state = nullptr;  ///< [B, D, N] contiguous, or nullptr for zero
   Activations du;                      ///< out: [T, B, D]
@@ -79,10 +80,17 @@ struct SelectiveScanCudaBwd {
   float* ddelta_bias_rows = nullptr;   ///< scratch [segments, B, D]
 };
 
-/// How often a training forward pass keeps the state: such that what it keeps is no larger than u,
-/// for d_state up to 64.
-inline int64_t scan_checkpoint_every(int64_t N, int64_t element_size) {
-  const int64_t wanted = (4 * N / element_size + kScanCudaTile - 1) / kScanCudaTile * kScanCudaTile;
+/// As what a training forward pass keeps the state. The backward pass over bf16 states multiplies
+/// them on the tensor cores, and asks for all of them at multiples of kScanCudaTile steps.
+inline ActivationType scan_checkpoint_type(int64_t N, ActivationType type) {
+  return type == ActivationType::bf16 && N > 8 && N <= 16 ? type : ActivationType::fp32;
+}
+
+/// How often: such that what it keeps is no larger than u, for d_state up to 64.
+inline int64_t scan_checkpoint_every(int64_t N, ActivationType type) {
+  const auto size = [](ActivationType of) { return of == ActivationType::fp32 ? 4 : 2; };
+  const int64_t steps = size(scan_checkpoint_type(N, type)) * N / size(type);
+  const int64_t wanted = (steps + kScanCudaTile - 1) / kScanCudaTile * kScanCudaTile;
   return std::clamp<int64_t>(wanted, kScanCudaTile, N > 128 ? 64 : 128);
 }
 

@@ -24,24 +24,52 @@ struct alignas(16) FwdTile {
   unsigned resets;  ///< bit s: the state is cleared before step s
 };
 
-/// The steps of the tiles: they end at checkpoints too.
+/// The steps of the tiles.
 struct Tiles {
   int64_t left;
-  int longest, every, until_checkpoint, steps;
+  int longest, steps;
 
-  __device__ __forceinline__ Tiles(int64_t all, int longest, int every)
-      : left(all), longest(longest), every(every), until_checkpoint(every) {
-    steps = count();
-  }
+  __device__ __forceinline__ Tiles(int64_t all, int longest)
+      : left(all), longest(longest), steps(count()) {}
   __device__ __forceinline__ int count() const {
-    return static_cast<int>(min(left, int64_t{min(longest, until_checkpoint)}));
+    return static_cast<int>(min(left, int64_t{longest}));
   }
-  __device__ __forceinline__ bool at_checkpoint() const { return until_checkpoint == every; }
   __device__ __forceinline__ void next() {
     left -= steps;
-    until_checkpoint -= steps;
-    if (until_checkpoint == 0) until_checkpoint = every;
     steps = count();
+  }
+};
+
+/// Where the state goes every so many steps.
+template <class Layout>
+struct Checkpoints {
+  void* to;  ///< or nullptr
+  bool in_bf16;
+  int every, left = 0;  ///< steps from one to the next, and until the next
+  int64_t at, all_states;
+
+  __device__ __forceinline__ Checkpoints(const SelectiveScanCudaFwd& p,
+                                         const WarpPlace<Layout>& me)
+      : to(p.checkpoints),
+        in_bf16(p.in.checkpoint_type == ActivationType::bf16),
+        every(static_cast<int>(p.in.checkpoint_every)),
+        at(me.begin / p.in.checkpoint_every * p.in.B * p.in.D * p.in.N + me.state),
+        all_states(p.in.B * p.in.D * p.in.N) {}
+
+  /// Before `steps` steps.
+  __device__ __forceinline__ void keep(const OwnStates<Layout>& h, int64_t N,
+                                       const WarpPlace<Layout>& me, int steps) {
+    if (to == nullptr) return;
+    if (left == 0) {
+      if (in_bf16) {
+        store_states<Layout>(static_cast<__nv_bfloat16*>(to) + at, N, me, h);
+      } else {
+        store_states<Layout>(static_cast<float*>(to) + at, N, me, h);
+      }
+      at += all_states;
+      left = every;
+    }
+    left -= steps;
   }
 };
 
@@ -95,11 +123,12 @@ __device__ __forceinline__ void scan_group(FwdTile<Layout>& tile, const WarpPlac
 /// The steps of a tile; a group without resets goes the quick way.
 template <class Layout>
 __device__ __forceinline__ void scan_tile(FwdTile<Layout>& tile, const WarpPlace<Layout>& me,
-                                          const OwnStates<Layout>& A, int steps,
-                                          OwnStates<Layout>& h) {
+                                          const OwnStates<Layout>& A, int64_t N, int steps,
+                                          Checkpoints<Layout>& checkpoints, OwnStates<Layout>& h) {
   const unsigned resets = tile.resets;
 #pragma unroll 1
   for (int first = 0; first < steps; first += kGroup<Layout>) {
+    checkpoints.keep(h, N, me, kGroup<Layout>);
     const unsigned here = resets >> first & ((1u << kGroup<Layout>)-1);
     if (here == 0) {
       scan_group<false>(tile, me, A, first, 0, h);
@@ -120,18 +149,11 @@ __device__ __forceinline__ void scan(const SelectiveScanCudaFwd& p, const WarpPl
   const float* entering =
       in.segments > 1 ? in.segment_states + me.segment * all_states : p.initial_state;
   load_states<Layout>(entering != nullptr ? entering + me.state : nullptr, in.N, me, h);
-  float* checkpoint = p.checkpoints;
-  if (checkpoint != nullptr) {
-    checkpoint += me.begin / in.checkpoint_every * all_states + me.state;
-  }
+  Checkpoints<Layout> checkpoints(p, me);
   __syncthreads();
 #pragma unroll 1
   for (int i = 0; tiles.steps > 0; i ^= 1) {
-    if (checkpoint != nullptr && tiles.at_checkpoint()) {
-      store_states<Layout>(checkpoint, in.N, me, h);
-      checkpoint += all_states;
-    }
-    scan_tile(shared[i], me, A, tiles.steps, h);
+    scan_tile(shared[i], me, A, in.N, tiles.steps, checkpoints, h);
     tiles.next();
     __syncthreads();
   }
@@ -308,9 +330,7 @@ __global__ __launch_bounds__(2 * Layout::threads, Layout::padded_n > 64 ? 1 : 2)
   extern __shared__ char memory[];
   auto& shared = *reinterpret_cast<FwdTile<Layout>(*)[2]>(memory);
   const WarpPlace<Layout> me(p.in, aligned.channels);
-  const Tiles tiles(
-      me.end - me.begin, kTileSteps<Layout>,
-      p.checkpoints != nullptr ? static_cast<int>(p.in.checkpoint_every) : kTileSteps<Layout>);
+  const Tiles tiles(me.end - me.begin, kTileSteps<Layout>);
   if (threadIdx.x < Layout::threads) {
     scan(p, me, shared, tiles);
   } else {

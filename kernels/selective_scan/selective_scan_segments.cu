@@ -15,27 +15,6 @@ struct alignas(16) SegmentShared {
   RawTile<Layout, T, 3> raw;
 };
 
-/// A segment's change into segment_states and its decay, from Σ delta', into segment_decays; a
-/// negative decay marks a reset inside.
-template <class Layout>
-__device__ __forceinline__ void store_changes(const SelectiveScanCudaInputs& in,
-                                              const WarpPlace<Layout>& me, bool reset,
-                                              const float (&sum)[Layout::own],
-                                              const OwnStates<Layout>& A,
-                                              const OwnStates<Layout>& change) {
-  const int64_t at = me.segment * in.B * in.D * in.N + me.state;
-  store_states<Layout>(in.segment_states + at, in.N, me, change);
-  OwnStates<Layout> decay;
-#pragma unroll
-  for (int k = 0; k < Layout::own; ++k) {
-#pragma unroll
-    for (int n = 0; n < Layout::states; ++n) {
-      decay[k][n] = reset ? -1.f : exp2_fast(sum[k] * A[k][n]);
-    }
-  }
-  store_states<Layout>(in.segment_decays + at, in.N, me, decay);
-}
-
 /// What a segment does to the state that enters it: the state that it makes of zero, and its decay.
 /// Walks back from its end, where a step's share of the last state is exp(A Σ delta') of the steps
 /// after it. Nothing comes from before a reset, so that the last one ends the walk.
@@ -206,12 +185,22 @@ __global__ void carry(const SelectiveScanCudaInputs in, const float* first, bool
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= all_states) return;
   float h = first != nullptr ? first[i] : 0.f;
-#pragma unroll 8
-  for (int64_t s = 0; s < in.segments; ++s) {
-    const int64_t at = (reverse ? in.segments - 1 - s : s) * all_states + i;
-    const float change = in.segment_states[at], decay = in.segment_decays[at];
-    in.segment_states[at] = h;
-    h = decay < 0 || h == 0 ? change : fmaf(decay, h, change);
+  const auto place = [&](int64_t s) { return (reverse ? in.segments - 1 - s : s) * all_states + i; };
+  constexpr int kAhead = 8;  // segments whose changes are in flight together
+  for (int64_t s = 0; s < in.segments; s += kAhead) {
+    float change[kAhead], decay[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (s + k >= in.segments) break;
+      change[k] = in.segment_states[place(s + k)];
+      decay[k] = in.segment_decays[place(s + k)];
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (s + k >= in.segments) break;
+      in.segment_states[place(s + k)] = h;
+      h = decay[k] < 0 || h == 0 ? change[k] : fmaf(decay[k], h, change[k]);
+    }
   }
 }
 
@@ -242,6 +231,10 @@ void enter_segments(const SelectiveScanCudaFwd& p, CudaStream stream) {
 
 void enter_segments(const SelectiveScanCudaBwd& p, CudaStream stream) {
   const auto& in = p.in;
+  if (in.checkpoint_type == ActivationType::bf16) {
+    launch_bf16_changes(p, stream);
+    return launch_carry(in, p.dlast_state, true, stream);
+  }
   dispatch_activations(in.type, [&](auto element) {
     using T = decltype(element);
     dispatch_warp_layout(in.N, [&](auto layout) {

@@ -5,21 +5,10 @@
 #include <retain/lib/ops/checks.h>
 #include <retain/lib/ops/kernel_arguments.h>
 
-#include <algorithm>
-
 // How ops hand tensors to CUDA kernels.
 namespace retain {
 
 inline kernels::CudaStream current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
-
-/// The type that all those which are there share; fp32 where they differ.
-inline at::ScalarType common_dtype(std::initializer_list<Tensor> tensors) {
-  const auto first = tensors.begin()->scalar_type();
-  const bool same = std::all_of(tensors.begin(), tensors.end(), [&](const Tensor& tensor) {
-    return !tensor.defined() || tensor.scalar_type() == first;
-  });
-  return same ? first : at::kFloat;
-}
 
 inline kernels::ActivationType activation_type(at::ScalarType dtype) {
   if (dtype == at::kHalf) return kernels::ActivationType::fp16;

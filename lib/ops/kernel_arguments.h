@@ -25,6 +25,15 @@ kernels::TimeMajor<T> mutable_time_major(const Tensor& tensor) {
   return {tensor.mutable_data_ptr<T>(), tensor.stride(0), tensor.stride(1)};
 }
 
+/// The type that all those which are there share; fp32 where they differ.
+inline at::ScalarType common_dtype(std::initializer_list<Tensor> tensors) {
+  const auto first = tensors.begin()->scalar_type();
+  const bool same = std::all_of(tensors.begin(), tensors.end(), [&](const Tensor& tensor) {
+    return !tensor.defined() || tensor.scalar_type() == first;
+  });
+  return same ? first : at::kFloat;
+}
+
 /// nullptr for an undefined tensor.
 template <typename T>
 const T* pointer(const Tensor& tensor) {

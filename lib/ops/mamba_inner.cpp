@@ -120,17 +120,17 @@ class MambaInner : public torch::autograd::Function<MambaInner> {
     const auto A = at_least_fp32(A_log).exp().neg_();
     const auto D_skip = if_present(at_least_fp32(value_or_undefined(D)));
     const auto delta_bias = if_present(at_least_fp32(value_or_undefined(dt_proj_bias)));
-    const int64_t every = scan_checkpoint_every(x, A.size(1));
+    const auto kept = scan_checkpoints({x, delta, A, projected.B, projected.C});
     const auto [y, new_ssm_state, checkpoints] =
         selective_scan_fwd(x, delta, A, projected.B, projected.C, D_skip, x_z[1], delta_bias, true,
-                           ssm_state, reset, false, every);
+                           ssm_state, reset, false, kept.every, kept.dtype);
     context->set_materialize_grads(false);
     context->save_for_backward({xz, conv_state, conv_weight, value_or_undefined(conv_bias), x,
                                 x_proj, dt_columns, dt_B_C, delta, A, value_or_undefined(D_skip),
                                 value_or_undefined(delta_bias), checkpoints, x_proj_weight,
                                 dt_proj_weight, value_or_undefined(dt_proj_bias), A_log,
                                 value_or_undefined(D), value_or_undefined(reset)});
-    context->saved_data["every"] = every;
+    context->saved_data["every"] = kept.every;
     return {y, new_conv_state, new_ssm_state};
   }
 

@@ -42,17 +42,31 @@ void check_selective_scan(const char* op, const SelectiveScanTensors& in) {
   if (in.reset.defined()) check_reset(op, in.reset, "[T, B]", {T, B}, "u", in.u);
 }
 
-ScanFwdOutputs selective_scan_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("retain::selective_scan_fwd", "")
-                             .typed<ScanFwdOutputs(SELECTIVE_SCAN_PARAMETERS, int64_t)>();
-  return op.call(SELECTIVE_SCAN_ARGUMENTS, checkpoint_every);
+ScanFwdOutputs selective_scan_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every,
+                                  at::ScalarType checkpoint_dtype) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("retain::selective_scan_fwd", "")
+          .typed<ScanFwdOutputs(SELECTIVE_SCAN_PARAMETERS, int64_t, at::ScalarType)>();
+  return op.call(SELECTIVE_SCAN_ARGUMENTS, checkpoint_every, checkpoint_dtype);
 }
 
+namespace {
+
+kernels::ActivationType kernel_type(at::ScalarType dtype) {
+  if (dtype == at::kBFloat16) return kernels::ActivationType::bf16;
+  return dtype == at::kHalf ? kernels::ActivationType::fp16 : kernels::ActivationType::fp32;
+}
+
+}  // namespace
+
 /// CUDA keeps states as often as its memory allows, the CPU at the start of each of its chunks.
-int64_t scan_checkpoint_every(const Tensor& u, int64_t d_state) {
-  return u.is_cuda() ? kernels::scan_checkpoint_every(d_state, u.element_size())
-                     : kernels::kScanChunk;
+ScanCheckpoints scan_checkpoints(const SelectiveScanTensors& in) {
+  if (!in.u.is_cuda()) return {kernels::kScanChunk, state_dtype(in.u)};
+  const auto N = in.A.sym_size(1).guard_int(__FILE__, __LINE__);
+  const auto type = kernel_type(common_dtype({in.u, in.delta, in.z, in.B, in.C}));
+  const bool in_bf16 = kernels::scan_checkpoint_type(N, type) == kernels::ActivationType::bf16;
+  return {kernels::scan_checkpoint_every(N, type), in_bf16 ? at::kBFloat16 : state_dtype(in.u)};
 }
 
 bool needs_gradient(std::initializer_list<Tensor> tensors) {
@@ -95,7 +109,8 @@ ScanBwdOutputs call_bwd(const OptionalTensor& dy, const OptionalTensor& dlast_st
 
 // Meta: shapes and dtypes only
 
-ScanFwdOutputs fwd_meta(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every) {
+ScanFwdOutputs fwd_meta(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every,
+                        at::ScalarType checkpoint_dtype) {
   check_selective_scan("selective_scan", gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS));
   const auto T = u.sym_size(0), batch = u.sym_size(1), dim = u.sym_size(2), N = A.sym_size(1);
   const auto options = u.options().dtype(state_dtype(u));
@@ -103,13 +118,13 @@ ScanFwdOutputs fwd_meta(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every) {
       checkpoint_every == 0
           ? at::empty({0}, options)
           : at::empty_symint({(T + (checkpoint_every - 1)) / checkpoint_every, batch, dim, N},
-                             options);
+                             options.dtype(checkpoint_dtype));
   return {at::empty_symint({T, batch, dim}, u.options()),
           at::empty_symint({batch, dim, N}, options), checkpoints};
 }
 
 ScanOutputs scan_meta(SELECTIVE_SCAN_PARAMETERS) {
-  auto [y, last_state, checkpoints] = fwd_meta(SELECTIVE_SCAN_ARGUMENTS, 0);
+  auto [y, last_state, checkpoints] = fwd_meta(SELECTIVE_SCAN_ARGUMENTS, 0, state_dtype(u));
   return {y, last_state};
 }
 
@@ -153,8 +168,9 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
                                                 SELECTIVE_SCAN_PARAMETERS) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const int64_t every = scan_checkpoint_every(u, A.size(1));
-    auto [y, last_state, checkpoints] = selective_scan_fwd(SELECTIVE_SCAN_ARGUMENTS, every);
+    const auto kept = scan_checkpoints(gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS));
+    auto [y, last_state, checkpoints] =
+        selective_scan_fwd(SELECTIVE_SCAN_ARGUMENTS, kept.every, kept.dtype);
     context->set_materialize_grads(false);
     context->save_for_backward({u, delta, A, B, C, value_or_undefined(D), value_or_undefined(z),
                                 value_or_undefined(delta_bias), value_or_undefined(reset),
@@ -162,7 +178,7 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
     context->saved_data["delta_softplus"] = delta_softplus;
     context->saved_data["has_initial_state"] = present(initial_state);
     context->saved_data["exact"] = exact;
-    context->saved_data["checkpoint_every"] = every;
+    context->saved_data["checkpoint_every"] = kept.every;
     return {y, last_state};
   }
 
@@ -266,7 +282,8 @@ TORCH_LIBRARY_FRAGMENT(retain, m) {
   m.def(
       "selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
       "Tensor? z, Tensor? delta_bias, bool delta_softplus, Tensor? initial_state, Tensor? reset, "
-      "bool exact, int checkpoint_every) -> (Tensor y, Tensor last_state, Tensor checkpoints)");
+      "bool exact, int checkpoint_every, ScalarType checkpoint_dtype) -> "
+      "(Tensor y, Tensor last_state, Tensor checkpoints)");
   m.def(
       "selective_scan_bwd(Tensor? dy, Tensor? dlast_state, Tensor u, Tensor delta, Tensor A, "
       "Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, "

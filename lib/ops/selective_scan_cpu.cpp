@@ -151,8 +151,11 @@ void check_checkpoint_every(int64_t every) {
               every);
 }
 
-ScanFwdOutputs fwd(const SelectiveScanTensors& in, int64_t checkpoint_every) {
+ScanFwdOutputs fwd(const SelectiveScanTensors& in, int64_t checkpoint_every,
+                   at::ScalarType checkpoint_dtype) {
   check_checkpoint_every(checkpoint_every);
+  TORCH_CHECK(checkpoint_dtype == state_dtype(in.u), "selective_scan: states of ",
+              in.u.scalar_type(), " inputs are not kept as ", checkpoint_dtype);
   const bool keep = checkpoint_every != 0;
   return state_dtype(in.u) == at::kDouble ? forward<double>(in, keep) : forward<float>(in, keep);
 }

@@ -47,6 +47,20 @@ struct Prepared {
     in.reset = time_major<bool>(from.reset);
   }
 
+  /// Checkpoints every so many steps, of that type.
+  void keep(int64_t every, at::ScalarType kept_as) {
+    constexpr auto kTile = kernels::kScanCudaTile;
+    TORCH_CHECK(every > 0 && every % kTile == 0,
+                "selective_scan: checkpoint_every must be a multiple of ", kTile, ", got ", every);
+    in.checkpoint_every = every;
+    if (kept_as == at::kFloat) return;
+    in.checkpoint_type = kernels::scan_checkpoint_type(in.N, in.type);
+    TORCH_CHECK(every == kTile && kept_as == at::kBFloat16 &&
+                    in.checkpoint_type == kernels::ActivationType::bf16,
+                "selective_scan: states of ", dtype, " inputs with d_state ", in.N,
+                " are not kept as ", kept_as, " every ", every, " steps");
+  }
+
   at::TensorOptions activation_options() const { return u.options(); }
   at::TensorOptions float_options() const { return u.options().dtype(at::kFloat); }
 };
@@ -74,29 +88,28 @@ ScanFwdOutputs reference(const SelectiveScanTensors& in) {
   return {y, last_state, at::empty({0}, last_state.options())};
 }
 
-ScanFwdOutputs fwd(const SelectiveScanTensors& tensors, int64_t checkpoint_every) {
+ScanFwdOutputs fwd(const SelectiveScanTensors& tensors, int64_t checkpoint_every,
+                   at::ScalarType checkpoint_dtype) {
   if (tensors.u.scalar_type() == at::kDouble) return reference(tensors);
   const c10::cuda::CUDAGuard guard(tensors.u.device());
   Prepared prepared(tensors);
   auto& in = prepared.in;
   const bool keep = checkpoint_every != 0;
-  TORCH_CHECK(checkpoint_every >= 0 && checkpoint_every % kernels::kScanCudaTile == 0,
-              "selective_scan: checkpoint_every must be a multiple of ", kernels::kScanCudaTile,
-              ", got ", checkpoint_every);
-  if (keep) in.checkpoint_every = checkpoint_every;
+  if (keep) prepared.keep(checkpoint_every, checkpoint_dtype);
   const Segments segments(prepared, tensors.exact, false);
   const auto initial_state = dense(tensors.initial_state, at::kFloat);
   const auto y = at::empty({in.T, in.B, in.D}, prepared.activation_options());
   const auto last_state = at::empty({in.B, in.D, in.N}, prepared.float_options());
   const int64_t kept = keep ? (in.T + checkpoint_every - 1) / checkpoint_every : 0;
-  const auto checkpoints = keep ? at::empty({kept, in.B, in.D, in.N}, prepared.float_options())
-                                : at::empty({0}, prepared.float_options());
+  const auto kept_options = prepared.float_options().dtype(checkpoint_dtype);
+  const auto checkpoints =
+      keep ? at::empty({kept, in.B, in.D, in.N}, kept_options) : at::empty({0}, kept_options);
   const kernels::SelectiveScanCudaFwd params{
       .in = in,
       .initial_state = pointer<float>(initial_state),
       .y = mutable_activations(y),
       .last_state = mutable_pointer<float>(last_state),
-      .checkpoints = keep ? mutable_pointer<float>(checkpoints) : nullptr};
+      .checkpoints = keep ? checkpoints.mutable_data_ptr() : nullptr};
   if (in.T == 1 && !keep) {
     kernels::selective_scan_cuda_update(params, current_stream());
   } else {
@@ -111,7 +124,7 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
   const c10::cuda::CUDAGuard guard(tensors.u.device());
   Prepared prepared(tensors);
   auto& in = prepared.in;
-  in.checkpoint_every = checkpoint_every;
+  prepared.keep(checkpoint_every, checkpoints.scalar_type());
   const Segments segments(prepared, tensors.exact, true);
   const auto activation = prepared.activation_options(), wide = prepared.float_options();
   const auto dout = with_dense_rows(dy, prepared.dtype);
@@ -134,7 +147,7 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
              dbias_rows = at::empty_like(dD_rows);
   kernels::selective_scan_cuda_bwd(
       {.in = in,
-       .checkpoints = pointer<float>(checkpoints),
+       .checkpoints = checkpoints.const_data_ptr(),
        .dy = activations(dout),
        .dlast_state = pointer<float>(dlast),
        .du = mutable_activations(du),

@@ -56,9 +56,9 @@ ScanFwdOutputs selective_scan_states(const Tensor& u, const Tensor& delta, const
       !needs_gradient({u, delta, A, B, C, in.D, in.z, in.delta_bias, in.initial_state});
   if (!one_pass) return scan_parts(SELECTIVE_SCAN_ARGUMENTS, every);
   const int64_t kept = u.is_cuda() ? every : kKept;
-  auto [y, last_state, states] =
-      selective_scan_fwd(u, delta, A, B, C, if_present(D), if_present(z), if_present(delta_bias),
-                         delta_softplus, if_present(initial_state), if_present(reset), exact, kept);
+  auto [y, last_state, states] = selective_scan_fwd(
+      u, delta, A, B, C, if_present(D), if_present(z), if_present(delta_bias), delta_softplus,
+      if_present(initial_state), if_present(reset), exact, kept, state_dtype(u));
   if (kept == every) return {y, last_state, states};
   return {y, last_state, states.slice(0, 0, std::nullopt, every / kept).contiguous()};
 }

@@ -13,9 +13,10 @@ using OptionalTensor = std::optional<Tensor>;
 
 /// The arguments of selective_scan; undefined where absent.
 struct SelectiveScanTensors {
-  Tensor u, delta, A, B, C, D, z, delta_bias;
+  Tensor u, delta, A, B, C;
+  Tensor D = {}, z = {}, delta_bias = {};
   bool delta_softplus = false;
-  Tensor initial_state, reset;
+  Tensor initial_state = {}, reset = {};
   bool exact = false;
 };
 
@@ -55,8 +56,10 @@ using ScanBwdIntoOutputs =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 /// The pass without gradients that also gives the state entering every checkpoint_every-th step, 0
-/// for none: what a device's kernels offer, in multiples of their own.
-ScanFwdOutputs selective_scan_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every);
+/// for none: what a device's kernels offer, in multiples of their own. These states have the
+/// state's dtype, or the one that a training pass keeps.
+ScanFwdOutputs selective_scan_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every,
+                                  at::ScalarType checkpoint_dtype);
 
 /// The pass back; dz, of z's shape and dtype, is written where z is there.
 ScanBwdIntoOutputs selective_scan_bwd_into(const OptionalTensor& dy,
@@ -64,8 +67,12 @@ ScanBwdIntoOutputs selective_scan_bwd_into(const OptionalTensor& dy,
                                            SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints,
                                            int64_t checkpoint_every, const OptionalTensor& dz);
 
-/// How often a training pass keeps the state on u's device.
-int64_t scan_checkpoint_every(const Tensor& u, int64_t d_state);
+/// How often a training pass keeps the state on u's device, and as what.
+struct ScanCheckpoints {
+  int64_t every;
+  at::ScalarType dtype;
+};
+ScanCheckpoints scan_checkpoints(const SelectiveScanTensors& in);
 
 /// Whether autograd is on and one of them asks for a gradient.
 bool needs_gradient(std::initializer_list<Tensor> tensors);
@@ -76,7 +83,8 @@ struct SelectiveScanGradients {
 };
 
 /// A device's kernels as the dispatcher calls them:
-///   ScanFwdOutputs fwd(const SelectiveScanTensors& in, int64_t checkpoint_every)
+///   ScanFwdOutputs fwd(const SelectiveScanTensors& in, int64_t checkpoint_every,
+///                      at::ScalarType checkpoint_dtype)
 /// returns y, last_state and [ceil(T / checkpoint_every), B, d_inner, d_state], the state that
 /// enters every checkpoint_every-th step; an empty tensor if checkpoint_every is 0;
 ///   SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
@@ -87,14 +95,15 @@ struct SelectiveScanGradients {
 template <auto& kFwd, auto& kBwd>
 struct SelectiveScanOps {
   static ScanOutputs scan(SELECTIVE_SCAN_PARAMETERS) {
-    auto [y, last_state, checkpoints] = fwd(SELECTIVE_SCAN_ARGUMENTS, 0);
+    auto [y, last_state, checkpoints] = fwd(SELECTIVE_SCAN_ARGUMENTS, 0, state_dtype(u));
     return {y, last_state};
   }
 
-  static ScanFwdOutputs fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every) {
+  static ScanFwdOutputs fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every,
+                            at::ScalarType checkpoint_dtype) {
     const auto in = gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS);
     check_selective_scan("selective_scan", in);
-    return kFwd(in, checkpoint_every);
+    return kFwd(in, checkpoint_every, checkpoint_dtype);
   }
 
   /// Each gradient in the type of its argument.

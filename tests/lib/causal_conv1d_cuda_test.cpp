@@ -281,5 +281,10 @@ TEST(CausalConv1dCuda, MoreRowsThanAGridIsWide) {
   expect_bit_equal(dx.narrow(1, 70000, 1).contiguous(), tail_dx);
 }
 
+TEST(CausalConv1dCuda, BadInputNamesTheArgument) {
+  RETAIN_NEEDS_CUDA();
+  expect_bad_input_is_named(at::kCUDA);
+}
+
 }  // namespace
 }  // namespace retain

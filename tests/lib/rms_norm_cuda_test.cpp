@@ -167,5 +167,10 @@ TEST(RmsNormCuda, EmptyTensorsWork) {
   }
 }
 
+TEST(RmsNormCuda, BadInputNamesTheArgument) {
+  RETAIN_NEEDS_CUDA();
+  expect_bad_input_is_named(at::kCUDA);
+}
+
 }  // namespace
 }  // namespace retain

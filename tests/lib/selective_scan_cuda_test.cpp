@@ -14,13 +14,7 @@ namespace {
 using ::testing::HasSubstr;
 using namespace testing;
 
-ScanArguments on_cuda(ScanArguments in) {
-  for (auto* tensor : {&in.u, &in.delta, &in.A, &in.B, &in.C, &in.D, &in.z, &in.delta_bias,
-                       &in.initial_state, &in.reset}) {
-    *tensor = cuda(*tensor);
-  }
-  return in;
-}
+ScanArguments on_cuda(const ScanArguments& in) { return in.to(at::kCUDA); }
 
 /// The kernels, with inputs and outputs on the CPU.
 Op gpu(const ScanProblem& p, bool exact = false) {
@@ -36,7 +30,8 @@ TEST(SelectiveScanCuda, AgreesWithReferenceOverShapes) {
   auto shapes = odd_shapes();
   for (const ScanProblem& more :
        {ScanProblem{37, 2, 12, 32}, ScanProblem{200, 1, 9, 100}, ScanProblem{2047, 2, 8, 16},
-        ScanProblem{2049, 1, 36, 16}, ScanProblem{700, 3, 8, 2}}) {
+        ScanProblem{2049, 1, 36, 16}, ScanProblem{700, 3, 8, 2}, ScanProblem{100, 2, 96, 16, 2},
+        ScanProblem{1000, 2, 64, 16}, ScanProblem{50, 3, 40, 9}}) {
     shapes.push_back(more);
   }
   for (const auto& p : shapes) {
@@ -171,38 +166,88 @@ TEST(SelectiveScanCuda, ResetAtEveryStepRemembersNothing) {
   }
 }
 
+/// Outputs from step `at` on, where a reset is, and what they alone give as gradients.
+Tensors seen_from(const ScanProblem& p, int64_t at, const Tensors& values) {
+  auto reset = at::zeros({p.T, p.B}, at::kBool);
+  reset[at].fill_(true);
+  Tensors in;
+  for (const auto& value : values) in.push_back(cuda(value).detach().requires_grad_());
+  const auto outputs = ScanArguments(p.options, in, cuda(reset)).run();
+  const Tensors seen = {outputs[0].slice(0, at), outputs[1]};
+  const Tensors gradients = {cuda(randn({p.T - at, p.B, p.D}, 5)), cuda(randn({p.B, p.D, p.N}, 6))};
+  auto results = torch::autograd::grad(
+      seen, in, {gradients[0].to(seen[0].scalar_type()), gradients[1].to(seen[1].scalar_type())});
+  for (const auto& output : seen) results.push_back(output.detach());
+  return results;
+}
+
+/// The inputs with a value in every activation before step `at`, and in the initial state.
+Tensors poisoned_until(const ScanProblem& p, int64_t at, const Tensors& clean, double poison) {
+  Tensors poisoned;
+  for (const auto& tensor : clean) poisoned.push_back(tensor.clone());
+  for (const size_t i : {size_t{kU}, size_t{kDelta}, size_t{kB}, size_t{kC}}) {
+    poisoned[i].slice(0, 0, at).fill_(poison);
+  }
+  if (p.options.z) poisoned[6].slice(0, 0, at).fill_(poison);
+  poisoned.back().fill_(poison);
+  return poisoned;
+}
+
 TEST(SelectiveScanCuda, NaNBeforeAResetReachesNothingAfterIt) {
   RETAIN_NEEDS_CUDA();
   for (const int64_t T : {35, 600}) {
     for (const auto& options : {ScanOptions{}, ScanOptions{.z = false}}) {
-      const ScanProblem p{T, 3, 20, 4, 1, options};
-      const int64_t at = T / 2;
-      auto reset = at::zeros({p.T, p.B}, at::kBool);
-      reset[at].fill_(true);
-      const auto run = [&](const Tensors& values) {
-        Tensors in;
-        for (const auto& value : values) in.push_back(cuda(value).detach().requires_grad_());
-        const auto outputs = ScanArguments(p.options, in, cuda(reset)).run();
-        const Tensors seen = {outputs[0].slice(0, at), outputs[1]};
-        auto gradients = torch::autograd::grad(
-            seen, in, {cuda(randn({p.T - at, p.B, p.D}, 5)), cuda(randn({p.B, p.D, p.N}, 6))});
-        for (const auto& output : seen) gradients.push_back(output.detach());
-        return gradients;
-      };
-      const auto clean = to(inputs_of(p), at::kFloat);
-      const auto expected = run(clean);
       for (const double poison : {std::nan(""), std::numeric_limits<double>::infinity()}) {
-        Tensors poisoned;
-        for (const auto& tensor : clean) poisoned.push_back(tensor.clone());
-        for (const size_t i : {size_t{kU}, size_t{kDelta}, size_t{kB}, size_t{kC}}) {
-          poisoned[i].slice(0, 0, at).fill_(poison);
-        }
-        if (options.z) poisoned[6].slice(0, 0, at).fill_(poison);
-        poisoned.back().fill_(poison);
-        expect_bit_equal(run(poisoned), expected);
+        const ScanProblem p{T, 3, 20, 4, 1, options};
+        const auto clean = to(inputs_of(p), at::kFloat);
+        const auto poisoned = poisoned_until(p, T / 2, clean, poison);
+        expect_bit_equal(seen_from(p, T / 2, poisoned), seen_from(p, T / 2, clean));
       }
     }
   }
+}
+
+/// Sums that bf16 makes on the tensor cores are made one by one where a value is not finite.
+TEST(SelectiveScanCuda, NaNBeforeAResetReachesNothingAfterItInBf16) {
+  RETAIN_NEEDS_CUDA();
+  for (const int64_t T : {35, 600}) {
+    for (const auto& options : {ScanOptions{}, ScanOptions{.z = false}}) {
+      for (const double poison : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+        const ScanProblem p{T, 3, 40, 16, 1, options};
+        const auto clean = to(inputs_of(p), at::kBFloat16);
+        for (const int64_t at : {T / 2, T - 2}) {
+          const auto got = seen_from(p, at, poisoned_until(p, at, clean, poison));
+          const auto expected = seen_from(p, at, clean);
+          expect_close(got, expected, 5e-3);
+          for (const size_t i : {size_t{kU}, size_t{kDelta}, size_t{kB}, size_t{kC}}) {
+            EXPECT_TRUE((got[i].slice(0, 0, at) == 0).all().item<bool>()) << i;
+          }
+        }
+      }
+    }
+  }
+}
+
+/// A value that is not finite stays in the steps, channels and indices that it meets.
+TEST(SelectiveScanCuda, NaNReachesOnlyWhatItMeetsInBf16) {
+  RETAIN_NEEDS_CUDA();
+  const ScanProblem p{40, 2, 64, 16, 1, {.D = true, .reset = false}};
+  auto in = to(inputs_of(p), at::kBFloat16);
+  in[kU][20][0][5] = std::nan("");
+  const auto got = differentiate(gpu(p), in);
+  const auto finite = [](const at::Tensor& x) { return x.isfinite().all().item<bool>(); };
+  const auto y = got.outputs[0];
+  EXPECT_TRUE(finite(y.slice(0, 0, 20)));
+  EXPECT_FALSE(finite(y[20][0][5]));
+  EXPECT_TRUE(finite(y.select(1, 1)));
+  EXPECT_TRUE(finite(y.select(1, 0).slice(1, 6)));
+  // dC sums dy h over channels: of the step and those after it. Gradients of the others stay.
+  const auto dC = got.gradients[kC];
+  EXPECT_TRUE(finite(dC.slice(0, 0, 20)));
+  EXPECT_FALSE(finite(dC[20][0]));
+  EXPECT_TRUE(finite(dC.select(1, 1)));
+  EXPECT_TRUE(finite(got.gradients[kU].select(1, 0).slice(1, 6)));
+  EXPECT_TRUE(finite(got.gradients[kDelta].select(1, 0).slice(1, 6)));
 }
 
 TEST(SelectiveScanCuda, OddLengthsCarryGradientsOutOfTheLastState) {
@@ -279,12 +324,10 @@ TEST(SelectiveScanCuda, EmptySequencesAndBatchesWork) {
   }
 }
 
-TEST(SelectiveScanCuda, RowAloneEqualsRowInBatch) {
-  RETAIN_NEEDS_CUDA();
-  const ScanProblem p{37, 21, 70, 5};
-  const auto weights = randn({p.T, p.B, p.D}, 9);
+void expect_row_alone_is_row_in_batch(const ScanProblem& p, at::ScalarType dtype) {
+  const auto weights = randn({p.T, p.B, p.D}, 9).to(dtype);
   const auto run = [&](int64_t begin, int64_t count) {
-    auto in = on_cuda(arguments_of(p).rows(begin, count));
+    auto in = on_cuda(arguments_of(p, dtype).rows(begin, count));
     Tensors asked;
     for (auto* tensor : {&in.u, &in.delta, &in.B, &in.C, &in.z, &in.initial_state}) {
       *tensor = tensor->detach().requires_grad_();
@@ -308,15 +351,38 @@ TEST(SelectiveScanCuda, RowAloneEqualsRowInBatch) {
   }
 }
 
+TEST(SelectiveScanCuda, RowAloneEqualsRowInBatch) {
+  RETAIN_NEEDS_CUDA();
+  expect_row_alone_is_row_in_batch({37, 21, 70, 5}, at::kFloat);
+  expect_row_alone_is_row_in_batch({37, 21, 72, 16}, at::kFloat);
+  expect_row_alone_is_row_in_batch({37, 21, 72, 16}, at::kBFloat16);
+}
+
+/// The forward pass takes blocks of 32, 48, 64 or 128 channels, by how many there are.
+TEST(SelectiveScanCuda, BlocksOfAllSizesGiveTheSameBits) {
+  RETAIN_NEEDS_CUDA();
+  const ScanProblem p{40, 64, 1536, 16};
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    const auto all = arguments_of(p, dtype);
+    const auto alone = on_cuda(all.rows(3, 1)).run();
+    for (const int64_t rows : {5, 8, 11, 64}) {
+      const auto batch = on_cuda(all.rows(0, rows)).run();
+      expect_bit_equal({batch[0].narrow(1, 3, 1).contiguous(), batch[1].narrow(0, 3, 1)}, alone);
+    }
+  }
+}
+
 TEST(SelectiveScanCuda, FiveRunsGiveTheSameBits) {
   RETAIN_NEEDS_CUDA();
   for (const ScanProblem& p : {ScanProblem{129, 33, 96, 16}, ScanProblem{4099, 1, 40, 16}}) {
-    const auto in = to(inputs_of(p), at::kFloat);
-    const auto first = differentiate(gpu(p), in);
-    for (int run = 1; run < 5; ++run) {
-      const auto again = differentiate(gpu(p), in);
-      expect_bit_equal(again.outputs, first.outputs);
-      expect_bit_equal(again.gradients, first.gradients);
+    for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+      const auto in = to(inputs_of(p), dtype);
+      const auto first = differentiate(gpu(p), in);
+      for (int run = 1; run < 5; ++run) {
+        const auto again = differentiate(gpu(p), in);
+        expect_bit_equal(again.outputs, first.outputs);
+        expect_bit_equal(again.gradients, first.gradients);
+      }
     }
   }
 }
@@ -388,8 +454,8 @@ TEST(SelectiveScanCuda, TheLastRowOfAHugeTensorIsRight) {
 
 TEST(SelectiveScanCuda, BadInputNamesTheArgument) {
   RETAIN_NEEDS_CUDA();
-  const ScanProblem p{3, 2, 6, 4};
-  auto in = on_cuda(arguments_of(p));
+  expect_bad_input_is_named(at::kCUDA);
+  auto in = on_cuda(arguments_of({3, 2, 6, 4}));
   in.reset = in.reset.cpu();
   EXPECT_THAT(error_of([&] { in.run(); }), HasSubstr("reset must be on the device of u"));
   const auto wide = on_cuda(arguments_of({3, 2, 6, 257}));

@@ -1,11 +1,13 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <gmock/gmock.h>
 #include <retain/lib/ops/selective_scan.h>
 
 #include <optional>
 #include <vector>
 
+#include "support/files.h"
 #include "support/op_checks.h"
 
 namespace retain::testing {
@@ -78,6 +80,15 @@ struct ScanArguments {
     return {y, last};
   }
 
+  ScanArguments to(at::Device device) const {
+    auto moved = *this;
+    for (auto* tensor : {&moved.u, &moved.delta, &moved.A, &moved.B, &moved.C, &moved.D, &moved.z,
+                         &moved.delta_bias, &moved.initial_state, &moved.reset}) {
+      if (tensor->defined()) *tensor = tensor->to(device);
+    }
+    return moved;
+  }
+
   /// Steps [begin, end) from `state`.
   ScanArguments steps(int64_t begin, int64_t end, const at::Tensor& state) const {
     auto part = *this;
@@ -127,6 +138,56 @@ inline std::vector<ScanOptions> all_options() {
     all.push_back({bit(0), bit(1), bit(2), bit(3), bit(4), bit(5)});
   }
   return all;
+}
+
+/// Wrong shapes, dtypes and devices are named.
+inline void expect_bad_input_is_named(at::Device device) {
+  using ::testing::HasSubstr;
+  const ScanProblem p{3, 2, 6, 4, 2};
+  const auto fails = [&](at::Tensor ScanArguments::*argument, const at::Tensor& value) {
+    auto in = arguments_of(p).to(device);
+    in.*argument = value.defined() && !value.is_meta() ? value.to(device) : value;
+    return error_of([&] { in.run(); });
+  };
+  using S = ScanArguments;
+  EXPECT_THAT(fails(&S::u, at::Tensor()), HasSubstr("selective_scan: u must be a tensor"));
+  EXPECT_THAT(fails(&S::u, at::zeros({3, 2})),
+              HasSubstr("selective_scan: u must be [T, B, d_inner], got [3, 2]"));
+  EXPECT_THAT(
+      fails(&S::u, at::zeros({3, 2, 6}, at::kLong)),
+      HasSubstr("selective_scan: u must be float64, float32, float16 or bfloat16, got Long"));
+  EXPECT_THAT(
+      fails(&S::delta, at::zeros({3, 2, 5})),
+      HasSubstr("selective_scan: delta must be [T, B, d_inner] = [3, 2, 6], got [3, 2, 5]"));
+  EXPECT_THAT(fails(&S::delta, at::Tensor()), HasSubstr("selective_scan: delta must be a tensor"));
+  EXPECT_THAT(fails(&S::A, at::zeros({5, 4})),
+              HasSubstr("selective_scan: A must be [d_inner, d_state] = [6, 4], got [5, 4]"));
+  EXPECT_THAT(fails(&S::A, at::zeros({6, 4}, at::kDouble)),
+              HasSubstr("selective_scan: A must have the dtype of u, Float, got Double"));
+  EXPECT_THAT(fails(&S::A, at::zeros({6, 0})), HasSubstr("d_state must be at least 1"));
+  EXPECT_THAT(fails(&S::B, at::zeros({3, 2, 4})),
+              HasSubstr("selective_scan: B must be [T, B, groups, d_state], got [3, 2, 4]"));
+  EXPECT_THAT(fails(&S::B, at::zeros({3, 2, 4, 4})),
+              HasSubstr("selective_scan: groups of B must divide d_inner = 6, got 4"));
+  EXPECT_THAT(fails(&S::C, at::zeros({3, 2, 1, 4})),
+              HasSubstr("C must be [T, B, groups, d_state] = [3, 2, 2, 4], got [3, 2, 1, 4]"));
+  EXPECT_THAT(fails(&S::D, at::zeros({5})), HasSubstr("D must be [d_inner] = [6], got [5]"));
+  EXPECT_THAT(fails(&S::z, at::zeros({3, 2})), HasSubstr("z must be [T, B, d_inner] = [3, 2, 6]"));
+  EXPECT_THAT(fails(&S::delta_bias, at::zeros({7})), HasSubstr("delta_bias must be [d_inner]"));
+  EXPECT_THAT(fails(&S::initial_state, at::zeros({3, 6, 4})),
+              HasSubstr("initial_state must be [B, d_inner, d_state] = [2, 6, 4], got [3, 6, 4]"));
+  EXPECT_THAT(fails(&S::initial_state, at::zeros({2, 6, 4}, at::kMeta)),
+              HasSubstr("initial_state must be on the device of u"));
+  EXPECT_THAT(fails(&S::initial_state, at::zeros({2, 6, 4}, at::kDouble)),
+              HasSubstr("initial_state must have the dtype of u"));
+  EXPECT_THAT(fails(&S::reset, at::zeros({2, 3}, at::kBool)),
+              HasSubstr("reset must be [T, B] = [3, 2], got [2, 3]"));
+  EXPECT_THAT(fails(&S::reset, at::zeros({3, 2})), HasSubstr("reset must be bool, got Float"));
+  const auto in = arguments_of(p).to(device);
+  EXPECT_THAT(error_of([&] {
+                selective_scan_update(in.u[0], in.delta[0], in.A, in.B[0], in.C, in.initial_state);
+              }),
+              HasSubstr("selective_scan_update: C must be [B, groups, d_state], got [3, 2, 2, 4]"));
 }
 
 /// Decays of exactly 1 and 0, beyond them, and A that is not finite, on a device.
