@@ -18,6 +18,7 @@
 namespace retain::kernels {
 
 constexpr int kTile = static_cast<int>(kScanCudaTile);
+constexpr int64_t kAtOnce = 264;  ///< blocks: two on each multiprocessor of a large GPU
 
 /// How warps are laid over channels and states.
 template <int kLanes, int kStates, int kOwn, int kWarps = 1>
@@ -360,9 +361,8 @@ int64_t wide_channel_blocks(const SelectiveScanCudaInputs& in);
 /// All of the backward pass but its segments and the sums over rows, for d_state above kSmallState.
 void launch_wide_bwd(const SelectiveScanCudaBwd& p, CudaStream stream);
 
-/// The same for bf16 with bf16 checkpoints, and what each segment makes of zero gradients.
+/// The same for bf16 checkpoints.
 void launch_bf16_bwd(const SelectiveScanCudaBwd& p, CudaStream stream);
-void launch_bf16_changes(const SelectiveScanCudaBwd& p, CudaStream stream);
 
 /// The state that enters each segment into segment_states.
 void enter_segments(const SelectiveScanCudaFwd& p, CudaStream stream);

@@ -358,8 +358,9 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bw
     const int64_t first = place.begin + chunk * in.checkpoint_every;
     const int64_t end = min(place.end, first + in.checkpoint_every);
     const int last = static_cast<int>((end - first - 1) / kTile);
-    load_states<Layout>(static_cast<const float*>(p.checkpoints) + first / in.checkpoint_every * all_states + me.state, in.N,
-                        me, h);
+    load_states<Layout>(static_cast<const float*>(p.checkpoints) +
+                            first / in.checkpoint_every * all_states + me.state,
+                        in.N, me, h);
     starts.put(0, h);
     unsigned resets = 0;
     bool unreached = false;

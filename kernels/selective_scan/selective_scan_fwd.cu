@@ -48,8 +48,7 @@ struct Checkpoints {
   int every, left = 0;  ///< steps from one to the next, and until the next
   int64_t at, all_states;
 
-  __device__ __forceinline__ Checkpoints(const SelectiveScanCudaFwd& p,
-                                         const WarpPlace<Layout>& me)
+  __device__ __forceinline__ Checkpoints(const SelectiveScanCudaFwd& p, const WarpPlace<Layout>& me)
       : to(p.checkpoints),
         in_bf16(p.in.checkpoint_type == ActivationType::bf16),
         every(static_cast<int>(p.in.checkpoint_every)),
@@ -342,7 +341,6 @@ __global__ __launch_bounds__(2 * Layout::threads, Layout::padded_n > 64 ? 1 : 2)
 /// at once; where they are many, a thread owns four channels, which costs fewer instructions.
 template <typename Run>
 void dispatch_fwd_layout(const SelectiveScanCudaInputs& in, const Run& run) {
-  constexpr int64_t kAtOnce = 264;  // two blocks on each multiprocessor of a large GPU
   const auto blocks = [&](auto layout) {
     return in.segments * in.B * in.G * channel_blocks<decltype(layout)>(in);
   };

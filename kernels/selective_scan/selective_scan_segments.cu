@@ -2,7 +2,7 @@
 // for its last alone; then these are carried over the segments. A step's share needs no recurrence:
 // it is the product of the decays between the step and the segment's border.
 
-#include <retain/kernels/selective_scan/selective_scan_rows.cuh>
+#include <retain/kernels/selective_scan/selective_scan_lanes.cuh>
 
 namespace retain::kernels {
 namespace {
@@ -178,6 +178,124 @@ __global__ __launch_bounds__(32, 16) void change_of_gradients(
   store_changes(in, me, resets != 0, total, A, g);
 }
 
+template <typename T>
+struct alignas(16) LaneChangeShared {
+  float size[kLaneSteps][kLaneChannels], value[kLaneSteps][kLaneChannels];  ///< delta'; u or dy
+  float pairs[kLaneSteps][kLaneStates];                                     ///< B or C
+  ChannelRows<T> delta, z, values;
+  IndexRows<T> indices;
+  Rows rows[kArrays];
+};
+
+/// Adds the shares of `count` steps of a tile, from the segment's border on; `total` is Σ delta' of
+/// the steps between the border and them. kCareful: products of 0 are 0.
+template <bool kGradients, bool kCareful, typename T>
+__device__ __forceinline__ void add_shares(const LaneChangeShared<T>& shared, const LaneStates& A,
+                                           int count, float& total, LaneStates& change) {
+#pragma unroll(kCareful ? 1 : 4)
+  for (int i = 0; i < count; ++i) {
+    const int s = kGradients ? i : kLaneSteps - 1 - i;
+    const float size = shared.size[s][threadIdx.x], value = shared.value[s][threadIdx.x];
+    const float until = kGradients ? total + size : total;
+    LaneStates pairs;
+    read_floats<kLaneStates>(shared.pairs[s], pairs);
+#pragma unroll
+    for (int n = 0; n < kLaneStates; ++n) {
+      const float own = times < kCareful && kGradients > (value, pairs[n]);
+      change[n] = plus_times<kCareful>(own, exp2_fast(until * A[n]), change[n]);
+    }
+    total += size;
+  }
+}
+
+/// Both of the above for d_state 9 to 16, a lane to a channel; the values are u or dy.
+template <typename T, bool kGradients>
+__device__ __forceinline__ void change_by_lanes(const SelectiveScanCudaInputs& in,
+                                                const Activations& values, Alignment aligned,
+                                                bool words) {
+  extern __shared__ char memory[];
+  auto& shared = *reinterpret_cast<LaneChangeShared<T>*>(memory);
+  const WarpPlace<LaneLayout> me(in, aligned.channels);
+  const LaneTiles tiles(in, me, words);
+  const PairWeights w(in, me);
+  OwnStates<LaneLayout> A, change = {};
+  load_rates(in, me, A);
+  bool growing = false;  // decays may overflow
+#pragma unroll
+  for (int n = 0; n < kLaneStates; ++n) growing = growing || !(A[0][n] <= 0.f);
+  put_rows<T>(in, me, me.begin, shared.rows);
+  if (threadIdx.x == 0) {
+    shared.rows[kU] = rows_of<T>(values, me.begin, me.b, me.first_channel);
+    if (kGradients) shared.rows[kB] = shared.rows[kC];
+  }
+  __syncwarp();
+  const int length = static_cast<int>(me.end - me.begin);
+  const int count = (length + kLaneSteps - 1) / kLaneSteps;
+  const bool gated = kGradients && w.gated;
+  int steps = 0, reset = 0;
+  const auto fetch = [&](int tile) {
+    const int first = (kGradients ? tile : count - 1 - tile) * kLaneSteps;
+    steps = min(length - first, kLaneSteps);
+    reset = load_reset(shared.rows, first, steps);
+    tiles.bring(shared.delta, shared.rows[kDelta], first, steps);
+    tiles.bring(shared.values, shared.rows[kU], first, steps);
+    if (gated) tiles.bring(shared.z, shared.rows[kZ], first, steps);
+    tiles.bring(shared.indices, shared.rows[kB], first, steps);
+  };
+  float total[1] = {};
+  unsigned resets = 0;
+  if (count > 0) fetch(0);
+#pragma unroll 1
+  for (int tile = 0; tile < count && resets == 0; ++tile) {
+    wait_for_copies();
+    resets = reset_bits(reset != 0);
+    __syncwarp();
+    float odd = growing ? 1.f : 0.f;
+    widen_indices(shared.indices, &shared.pairs[0][0], odd);
+#pragma unroll 2
+    for (int i = 0; i < kLaneSteps; i += 2) {
+      const int s = pair_step(i);
+      const float2 size = sizes<T>(widen_pair(shared.delta[s]), w, s < steps);
+      float2 value = widen_pair(shared.values[s]);
+      if (gated) {
+        const float2 z = widen_pair(shared.z[s]);
+        open_gate(z.x, value.x);
+        open_gate(z.y, value.y);
+      }
+      if (!kGradients) value = {size.x * value.x, size.y * value.y};
+      note(odd, value);
+      note(odd, size);
+      pair_at(shared.size[s]) = size;
+      pair_at(shared.value[s]) = value;
+    }
+    __syncwarp();
+    if (tile + 1 < count) fetch(tile + 1);
+    int until = kLaneSteps;
+    if (resets != 0) until = kGradients ? __ffs(resets) - 1 : kLaneSteps - 31 + __clz(resets);
+    if (any_odd(odd)) {
+      add_shares<kGradients, true>(shared, A[0], until, total[0], change[0]);
+    } else {
+      add_shares<kGradients, false>(shared, A[0], until, total[0], change[0]);
+    }
+    __syncwarp();
+  }
+  wait_for_copies();
+  store_changes(in, me, resets != 0, total, A, change);
+}
+
+template <typename T>
+__global__ __launch_bounds__(32, 16) void change_of_states_by_lanes(
+    const __grid_constant__ SelectiveScanCudaFwd p, Alignment aligned, bool words) {
+  change_by_lanes<T, false>(p.in, p.in.u, aligned, words);
+}
+template <typename T>
+__global__ __launch_bounds__(32, 16) void change_of_gradients_by_lanes(
+    const __grid_constant__ SelectiveScanCudaBwd p, Alignment aligned, bool words) {
+  change_by_lanes<T, true>(p.in, p.dy, aligned, words);
+}
+
+bool fits_lanes(int64_t N) { return N > 8 && N <= kLaneStates; }
+
 /// Replaces the change that each segment makes from zero by the state that enters it, thread an
 /// index of [B, D, N]. `reverse` carries gradients from the last segment to the first.
 __global__ void carry(const SelectiveScanCudaInputs in, const float* first, bool reverse) {
@@ -185,7 +303,9 @@ __global__ void carry(const SelectiveScanCudaInputs in, const float* first, bool
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= all_states) return;
   float h = first != nullptr ? first[i] : 0.f;
-  const auto place = [&](int64_t s) { return (reverse ? in.segments - 1 - s : s) * all_states + i; };
+  const auto place = [&](int64_t s) {
+    return (reverse ? in.segments - 1 - s : s) * all_states + i;
+  };
   constexpr int kAhead = 8;  // segments whose changes are in flight together
   for (int64_t s = 0; s < in.segments; s += kAhead) {
     float change[kAhead], decay[kAhead];
@@ -217,9 +337,16 @@ void enter_segments(const SelectiveScanCudaFwd& p, CudaStream stream) {
   const auto& in = p.in;
   dispatch_activations(in.type, [&](auto element) {
     using T = decltype(element);
+    const auto all = {in.u, in.delta};
+    const Alignment aligned(in, all);
+    if (fits_lanes(in.N)) {
+      change_of_states_by_lanes<T>
+          <<<scan_grid<LaneLayout>(in), 32, sizeof(LaneChangeShared<T>), stream>>>(
+              p, aligned, in_words<T>(in, aligned, all));
+      return check_launch("selective_scan: change of states");
+    }
     dispatch_warp_layout(in.N, [&](auto layout) {
       using Layout = decltype(layout);
-      const Alignment aligned(in, {in.u, in.delta});
       constexpr int kBytes = sizeof(SegmentShared<Layout, T>);
       allow_shared(change_of_states<T, Layout>, kBytes);
       change_of_states<T, Layout><<<scan_grid<Layout>(in), 32, kBytes, stream>>>(p, aligned);
@@ -231,15 +358,18 @@ void enter_segments(const SelectiveScanCudaFwd& p, CudaStream stream) {
 
 void enter_segments(const SelectiveScanCudaBwd& p, CudaStream stream) {
   const auto& in = p.in;
-  if (in.checkpoint_type == ActivationType::bf16) {
-    launch_bf16_changes(p, stream);
-    return launch_carry(in, p.dlast_state, true, stream);
-  }
   dispatch_activations(in.type, [&](auto element) {
     using T = decltype(element);
+    const auto all = {in.delta, in.z, p.dy};
+    const Alignment aligned(in, all);
+    if (fits_lanes(in.N)) {
+      change_of_gradients_by_lanes<T>
+          <<<scan_grid<LaneLayout>(in), 32, sizeof(LaneChangeShared<T>), stream>>>(
+              p, aligned, in_words<T>(in, aligned, all));
+      return check_launch("selective_scan: change of gradients");
+    }
     dispatch_warp_layout(in.N, [&](auto layout) {
       using Layout = decltype(layout);
-      const Alignment aligned(in, {in.delta, in.z, p.dy});
       constexpr int kBytes = sizeof(SegmentShared<Layout, T>);
       allow_shared(change_of_gradients<T, Layout>, kBytes);
       change_of_gradients<T, Layout><<<scan_grid<Layout>(in), 32, kBytes, stream>>>(p, aligned);
@@ -269,11 +399,12 @@ void cut_into_segments(SelectiveScanCudaInputs& in, bool backward) {
     while (shortest > 64 && warps * (in.T / shortest) < kRounds * 2 / 3) shortest /= 2;
     wanted = std::min({kRounds / warps, in.T / shortest, kMost});
   } else {
-    // A round of blocks, two where rows are few, where less than half a device is busy without.
-    constexpr int64_t kHalf = 200, kRound = 1024, kFew = 16, kShort = 64, kMost = 256;
+    // A round of blocks, where less than half a device is busy without; by lanes as many of 64
+    // channels, two warps, as are at work at once.
+    constexpr int64_t kHalf = 200, kRound = 1024, kShort = 64;
     if (warps >= kHalf) return;
-    const int64_t all = warps < kFew ? 2 * kRound : kRound;
-    wanted = std::min({(all + warps - 1) / warps, in.T / kShort, kMost});
+    const int64_t round = fits_lanes(in.N) ? 2 * kAtOnce / warps : (kRound + warps - 1) / warps;
+    wanted = std::min({round, in.T / kShort, kAtOnce});
   }
   if (wanted < 2) return;
   const int64_t steps = (in.T + wanted - 1) / wanted, every = in.checkpoint_every;

@@ -1,0 +1,197 @@
+#pragma once
+// The selective scan with a channel to each lane of a warp, all its states in the lane's registers:
+// recurrences and sums over indices need no exchange. How a tile of 16 steps comes from memory, and
+// what is elementwise, which lanes do by pairs of channels.
+
+#include <retain/kernels/selective_scan/selective_scan_rows.cuh>
+
+namespace retain::kernels {
+
+/// d_state 9 to 16.
+using LaneLayout = WarpLayout<1, 16, 1>;
+constexpr int kLaneSteps = 16, kLaneStates = LaneLayout::states, kLaneChannels = 32;
+using LaneStates = float[kLaneStates];
+
+/// A tile of an array with channels, and of B or C.
+template <typename T>
+using ChannelRows = T[kLaneSteps][kLaneChannels];
+template <typename T>
+using IndexRows = T[kLaneSteps][kLaneStates];
+
+// From memory
+
+/// Starts to bring the rows of a tile that exist; zeros for the others.
+template <typename T, int kWide>
+__device__ __forceinline__ void copy_rows(T (&to)[kLaneSteps][kWide], const Rows& rows, int first,
+                                          int steps) {
+  constexpr int kCopies = kWide * sizeof(T) / 16, kAtOnce = 32 / kCopies;  // of a row; rows
+  const int row = threadIdx.x / kCopies, column = threadIdx.x % kCopies * 16;
+#pragma unroll
+  for (int step = 0; step < kLaneSteps; step += kAtOnce) {
+    const int s = step + row;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<unsigned>(
+                     __cvta_generic_to_shared(reinterpret_cast<char*>(to[s]) + column))),
+                 "l"(rows.near(first + s, column)),
+                 "r"(s < steps && rows.data != nullptr ? 16 : 0));
+  }
+}
+
+/// The same for any rows, here and now.
+template <typename T, int kWide>
+__device__ __noinline__ void load_rows(T (&to)[kLaneSteps][kWide], const Rows& rows, int count,
+                                       int first, int steps) {
+  for (int i = threadIdx.x; i < kLaneSteps * kWide; i += 32) {
+    const int step = i / kWide, at = i % kWide;
+    const bool there = step < steps && at < count && rows.data != nullptr;
+    to[step][at] =
+        there ? reinterpret_cast<const T*>(rows.at(first + step, 0))[at] : from_float<T>(0.f);
+  }
+}
+
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+/// Whether a launch's rows lie in whole words of 16 bytes.
+template <typename T>
+bool in_words(const SelectiveScanCudaInputs& in, const Alignment& aligned,
+              std::initializer_list<Activations> all) {
+  constexpr int64_t kWord = 16 / sizeof(T);
+  const auto whole = [&](const Activations& x) {
+    return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride_t % kWord == 0 &&
+           x.stride_b % kWord == 0;
+  };
+  bool words = aligned.near && in.D / in.G % kWord == 0 && in.N == kLaneStates &&
+               in.B_stride_g % kWord == 0 && in.C_stride_g % kWord == 0 && whole(in.B_matrix) &&
+               whole(in.C_matrix);
+  for (const auto& x : all) words = words && whole(x);
+  return words;
+}
+
+/// Brings a warp's tiles.
+struct LaneTiles {
+  bool words;       ///< in_words, and all channels exist
+  int channels, N;  ///< that exist
+
+  __device__ __forceinline__ LaneTiles(const SelectiveScanCudaInputs& in,
+                                       const WarpPlace<LaneLayout>& me, bool words)
+      : words(words && me.channels == kLaneChannels),
+        channels(me.channels),
+        N(static_cast<int>(in.N)) {}
+
+  template <typename T, int kWide>
+  __device__ __forceinline__ void bring(T (&to)[kLaneSteps][kWide], const Rows& rows, int first,
+                                        int steps) const {
+    if (words) {
+      copy_rows(to, rows, first, steps);
+    } else {
+      load_rows(to, rows, kWide == kLaneChannels ? channels : N, first, steps);
+    }
+  }
+};
+
+// Pairs of channels
+
+/// Half a warp works on a step: a lane's step of the two from `i` on, its pair of channels, and
+/// what a row holds of them.
+__device__ __forceinline__ int pair_step(int i) { return i + threadIdx.x / 16; }
+__device__ __forceinline__ int pair_channel() { return threadIdx.x % 16 * 2; }
+__device__ __forceinline__ unsigned& pair_at(__nv_bfloat16 (&row)[kLaneChannels]) {
+  return *reinterpret_cast<unsigned*>(&row[pair_channel()]);
+}
+__device__ __forceinline__ unsigned& pair_at(__half (&row)[kLaneChannels]) {
+  return *reinterpret_cast<unsigned*>(&row[pair_channel()]);
+}
+__device__ __forceinline__ float2& pair_at(float (&row)[kLaneChannels]) {
+  return *reinterpret_cast<float2*>(&row[pair_channel()]);
+}
+
+/// Both values of a word of bf16.
+__device__ __forceinline__ float2 unpack(unsigned x) {
+  return {__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u)};
+}
+__device__ __forceinline__ unsigned pack(float low, float high) {
+  unsigned x;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
+  return x;
+}
+
+__device__ __forceinline__ float2 widen_pair(__nv_bfloat16 (&row)[kLaneChannels]) {
+  return unpack(pair_at(row));
+}
+__device__ __forceinline__ float2 widen_pair(__half (&row)[kLaneChannels]) {
+  return __half22float2(reinterpret_cast<const __half2&>(pair_at(row)));
+}
+__device__ __forceinline__ float2 widen_pair(float (&row)[kLaneChannels]) { return pair_at(row); }
+
+/// A pair of channels' weights, and what they gather over time.
+struct PairWeights {
+  float2 bias, D, dD = {}, dbias = {};
+  bool softplus, gated;
+
+  __device__ __forceinline__ PairWeights(const SelectiveScanCudaInputs& in,
+                                         const WarpPlace<LaneLayout>& me)
+      : bias(load(in.delta_bias, me)),
+        D(load(in.D_skip, me)),
+        softplus(in.delta_softplus),
+        gated(in.z.data != nullptr) {}
+
+  static __device__ __forceinline__ float2 load(const float* from,
+                                                const WarpPlace<LaneLayout>& me) {
+    const auto at = [&](int channel) {
+      return from != nullptr && channel < me.channels ? from[me.first_channel + channel] : 0.f;
+    };
+    return {at(pair_channel()), at(pair_channel() + 1)};
+  }
+};
+
+/// log(1 + e^x) to about 1e-6 of it, for bf16.
+__device__ __forceinline__ float softplus_near(float x) {
+  const float e = exp2_fast(-kLog2e * fabsf(x));
+  float log2;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log2) : "f"(1.f + e));
+  const float few = e * fmaf(e, fmaf(e, .33333333f, -.5f), 1.f);
+  return fmaxf(x, 0.f) + (e < .015625f ? few : log2 * kLn2);
+}
+
+/// delta' of a pair, 0 where it is not there.
+template <typename T>
+__device__ __forceinline__ float2 sizes(float2 delta, const PairWeights& w, bool there) {
+  constexpr bool kNear = std::is_same_v<T, __nv_bfloat16>;
+  float2 size{delta.x + w.bias.x, delta.y + w.bias.y};
+  if (w.softplus) {
+    size = kNear ? float2{softplus_near(size.x), softplus_near(size.y)}
+                 : float2{softplus(size.x), softplus(size.y)};
+  }
+  return there ? size : float2{};
+}
+
+/// dL/dout becomes dL/dy; returns dL/dout silu'(z).
+__device__ __forceinline__ float open_gate(float z, float& dy) {
+  z = dy == 0.f ? 0.f : z;
+  const float open = sigmoid(z), part = dy * open;
+  dy = part * z;
+  return fmaf(dy, 1.f - open, part);
+}
+
+/// Adds 0 to `odd` if x is finite, else NaN.
+__device__ __forceinline__ void note(float& odd, float x) { odd = fmaf(x, 0.f, odd); }
+__device__ __forceinline__ void note(float& odd, float2 x) {
+  note(odd, x.x);
+  note(odd, x.y);
+}
+__device__ __forceinline__ bool any_odd(float odd) { return __any_sync(~0u, odd != 0.f); }
+
+/// A tile's B or C as floats, four at a time.
+template <typename T>
+__device__ __forceinline__ void widen_indices(const IndexRows<T>& from, float* to, float& odd) {
+#pragma unroll
+  for (int i = 0; i < kLaneSteps * kLaneStates; i += 128) {
+    const float4 x = widen_at(&from[0][0] + i + threadIdx.x * 4);
+    note(odd, {x.x, x.y});
+    note(odd, {x.z, x.w});
+    *reinterpret_cast<float4*>(to + i + threadIdx.x * 4) = x;
+  }
+}
+
+}  // namespace retain::kernels
