@@ -387,8 +387,9 @@ void causal_conv1d_cuda_bwd(const CausalConv1dCudaBwd& p, CudaStream stream) {
   } else {
     launch_windows(p, stream);
   }
-  launch_sum_rows(p.parts, {p.dweight_parts, in.D * in.K, p.dweight},
-                  {p.dbias_parts, in.D, p.dbias}, stream);
+  launch_sum_rows(p.parts,
+                  {{{p.dweight_parts, in.D * in.K, p.dweight}, {p.dbias_parts, in.D, p.dbias}}},
+                  stream);
 }
 
 }  // namespace retain::kernels

@@ -6,22 +6,25 @@
 
 namespace retain::kernels {
 
-/// sum[i] = Σ_k parts[k, i], one after the other.
+/// sum[i] = Σ_k parts[k, i], one after the other, of two arrays at once.
 template <typename T>
-__global__ void sum_blocks(const float* parts, int64_t count, int64_t size, T* sum) {
+__global__ void sum_blocks(const float* first, const float* second, int64_t count, int64_t size,
+                           T* first_sum, T* second_sum) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= size) return;
+  const float* parts = blockIdx.y == 0 ? first : second;
   float total = 0;
 #pragma unroll 8
   for (int64_t k = 0; k < count; ++k) total += parts[k * size + i];
-  sum[i] = from_float<T>(total);
+  (blockIdx.y == 0 ? first_sum : second_sum)[i] = from_float<T>(total);
 }
 
 template <typename T>
-void launch_sum_blocks(const float* parts, int64_t count, int64_t size, T* sum, CudaStream stream) {
+void launch_sum_blocks(const float* first, const float* second, int64_t count, int64_t size,
+                       T* first_sum, T* second_sum, CudaStream stream) {
   if (size == 0) return;
-  const auto grid = static_cast<unsigned>((size + 127) / 128);
-  sum_blocks<T><<<grid, 128, 0, stream>>>(parts, count, size, sum);
+  const dim3 grid(static_cast<unsigned>((size + 127) / 128), 2);
+  sum_blocks<T><<<grid, 128, 0, stream>>>(first, second, count, size, first_sum, second_sum);
   check_launch("sum of blocks");
 }
 
@@ -34,13 +37,18 @@ struct RowSum {
   __host__ __device__ int64_t blocks() const { return sum == nullptr ? 0 : (size + 31) / 32; }
 };
 
-/// The same over many parts, of two arrays at once: a block's 16 rows of threads take every 16th
-/// part each.
-static __global__ void sum_rows(int64_t count, RowSum first, RowSum second) {
+/// Up to three of them.
+struct RowSums {
+  RowSum rows[3];
+};
+
+/// The same over many parts: a block's 16 rows of threads take every 16th part each.
+static __global__ void sum_rows(int64_t count, const __grid_constant__ RowSums all) {
   __shared__ double shared[16][32];
-  const bool is_first = blockIdx.x < first.blocks();
-  const RowSum& rows = is_first ? first : second;
-  const int64_t block = is_first ? blockIdx.x : blockIdx.x - first.blocks();
+  int64_t block = blockIdx.x;
+  int which = 0;
+  while (block >= all.rows[which].blocks()) block -= all.rows[which++].blocks();
+  const RowSum& rows = all.rows[which];
   const int64_t i = block * 32 + threadIdx.x;
   double total = 0;
   if (i < rows.size) {
@@ -54,17 +62,12 @@ static __global__ void sum_rows(int64_t count, RowSum first, RowSum second) {
   rows.sum[i] = static_cast<float>(total);
 }
 
-inline void launch_sum_rows(int64_t count, const RowSum& first, const RowSum& second,
-                            CudaStream stream) {
-  const int64_t blocks = first.blocks() + second.blocks();
+inline void launch_sum_rows(int64_t count, const RowSums& all, CudaStream stream) {
+  int64_t blocks = 0;
+  for (const auto& rows : all.rows) blocks += rows.blocks();
   if (blocks == 0) return;
-  sum_rows<<<static_cast<unsigned>(blocks), dim3(32, 16), 0, stream>>>(count, first, second);
+  sum_rows<<<static_cast<unsigned>(blocks), dim3(32, 16), 0, stream>>>(count, all);
   check_launch("sum of rows");
-}
-
-inline void launch_sum_rows(const float* parts, int64_t count, int64_t size, float* sum,
-                            CudaStream stream) {
-  launch_sum_rows(count, {parts, size, sum}, {}, stream);
 }
 
 }  // namespace retain::kernels

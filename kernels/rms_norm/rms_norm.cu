@@ -372,7 +372,7 @@ void rms_norm_cuda_fwd(const RmsNormCudaFwd& p, CudaStream stream) {
 void rms_norm_cuda_bwd(const RmsNormCudaBwd& p, CudaStream stream) {
   if (p.D == 0) return;
   dispatch_activations(p.type, [&](auto element) { launch_bwd<decltype(element)>(p, stream); });
-  launch_sum_rows(p.dweight_parts, p.parts, p.D, p.dweight, stream);
+  launch_sum_rows(p.parts, {{{p.dweight_parts, p.D, p.dweight}}}, stream);
 }
 
 }  // namespace retain::kernels

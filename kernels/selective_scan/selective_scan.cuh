@@ -208,14 +208,16 @@ __device__ __forceinline__ void load_rates(const SelectiveScanCudaInputs& in,
 /// hold one each.
 __device__ __forceinline__ unsigned reset_bits(bool reset) { return __ballot_sync(~0u, reset); }
 
+template <typename T>
 __device__ __forceinline__ float4 softplus4(float4 x) {
-  return {softplus(x.x), softplus(x.y), softplus(x.z), softplus(x.w)};
+  return {softplus_for<T>(x.x), softplus_for<T>(x.y), softplus_for<T>(x.z), softplus_for<T>(x.w)};
 }
 
 /// delta' of four elements.
+template <typename T>
 __device__ __forceinline__ float4 step_sizes(float4 delta, float4 bias, bool use_softplus) {
   const float4 size{delta.x + bias.x, delta.y + bias.y, delta.z + bias.z, delta.w + bias.w};
-  return use_softplus ? softplus4(size) : size;
+  return use_softplus ? softplus4<T>(size) : size;
 }
 
 /// exp(delta' A); A times log2(e). Near 1 the special-function unit is 7e-9 low on average, which a

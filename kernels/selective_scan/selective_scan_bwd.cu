@@ -246,8 +246,8 @@ void launch_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
       }
       const int64_t size = in.T * in.B * in.G * in.N;
       const int64_t blocks = channel_blocks<Layout>(in);
-      launch_sum_blocks(p.dB_blocks, blocks, size, static_cast<T*>(p.dB), stream);
-      launch_sum_blocks(p.dC_blocks, blocks, size, static_cast<T*>(p.dC), stream);
+      launch_sum_blocks(p.dB_blocks, p.dC_blocks, blocks, size, static_cast<T*>(p.dB),
+                        static_cast<T*>(p.dC), stream);
     });
   });
 }
@@ -272,9 +272,11 @@ void selective_scan_cuda_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
   } else {
     launch_bwd(p, stream);
   }
-  launch_sum_rows(p.dA_rows, rows, in.D * in.N, p.dA, stream);
-  launch_sum_rows(p.dD_rows, rows, in.D, p.dD, stream);
-  launch_sum_rows(p.ddelta_bias_rows, rows, in.D, p.ddelta_bias, stream);
+  launch_sum_rows(rows,
+                  {{{p.dA_rows, in.D * in.N, p.dA},
+                    {p.dD_rows, in.D, p.dD},
+                    {p.ddelta_bias_rows, in.D, p.ddelta_bias}}},
+                  stream);
 }
 
 }  // namespace retain::kernels

@@ -115,7 +115,7 @@ __device__ __forceinline__ void put_pass(const SelectiveScanCudaInputs& in,
   const float4 u = widen_at(raw.four[0][threadIdx.x]), delta = widen_at(raw.four[1][threadIdx.x]);
   const float4 bias = *reinterpret_cast<const float4*>(&shared.bias[me.four]);
   put_pairs<Layout>(raw.pair[0], shared.B);
-  const float4 size = step_sizes(delta, bias, in.delta_softplus);
+  const float4 size = step_sizes<T>(delta, bias, in.delta_softplus);
   put_step<Layout>(shared.step[me.four_step], me, size, times4(size, u));
 }
 

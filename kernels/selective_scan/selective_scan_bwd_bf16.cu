@@ -443,8 +443,8 @@ void launch_bf16_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
   }
   const int64_t size = in.T * in.B * in.G * in.N;
   const int64_t blocks = channel_blocks<Layout>(in);
-  launch_sum_blocks(p.dB_blocks, blocks, size, static_cast<bf16*>(p.dB), stream);
-  launch_sum_blocks(p.dC_blocks, blocks, size, static_cast<bf16*>(p.dC), stream);
+  launch_sum_blocks(p.dB_blocks, p.dC_blocks, blocks, size, static_cast<bf16*>(p.dB),
+                    static_cast<bf16*>(p.dC), stream);
 }
 
 }  // namespace retain::kernels

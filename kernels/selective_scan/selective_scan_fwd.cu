@@ -251,7 +251,7 @@ __device__ __forceinline__ void put_tile(const SelectiveScanCudaInputs& in,
   for (int r = 0; r < Inputs::rounds; ++r) size[r] = widen<T>(from.delta[r]) + bias;
   if (in.delta_softplus) {
 #pragma unroll
-    for (int r = 0; r < Inputs::rounds; ++r) size[r] = softplus4(size[r]);
+    for (int r = 0; r < Inputs::rounds; ++r) size[r] = softplus4<T>(size[r]);
   }
 #pragma unroll
   for (int r = 0; r < Inputs::rounds; ++r) {

@@ -145,24 +145,11 @@ struct PairWeights {
   }
 };
 
-/// log(1 + e^x) to about 1e-6 of it, for bf16.
-__device__ __forceinline__ float softplus_near(float x) {
-  const float e = exp2_fast(-kLog2e * fabsf(x));
-  float log2;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log2) : "f"(1.f + e));
-  const float few = e * fmaf(e, fmaf(e, .33333333f, -.5f), 1.f);
-  return fmaxf(x, 0.f) + (e < .015625f ? few : log2 * kLn2);
-}
-
 /// delta' of a pair, 0 where it is not there.
 template <typename T>
 __device__ __forceinline__ float2 sizes(float2 delta, const PairWeights& w, bool there) {
-  constexpr bool kNear = std::is_same_v<T, __nv_bfloat16>;
   float2 size{delta.x + w.bias.x, delta.y + w.bias.y};
-  if (w.softplus) {
-    size = kNear ? float2{softplus_near(size.x), softplus_near(size.y)}
-                 : float2{softplus(size.x), softplus(size.y)};
-  }
+  if (w.softplus) size = {softplus_for<T>(size.x), softplus_for<T>(size.y)};
   return there ? size : float2{};
 }
 

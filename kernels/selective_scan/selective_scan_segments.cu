@@ -56,7 +56,7 @@ __global__ __launch_bounds__(32, 16) void change_of_states(
     __syncwarp();
     const float4 u = widen_at(shared.raw.four[kU][threadIdx.x]);
     float4 size =
-        step_sizes(widen_at(shared.raw.four[kDelta][threadIdx.x]), bias, in.delta_softplus);
+        step_sizes<T>(widen_at(shared.raw.four[kDelta][threadIdx.x]), bias, in.delta_softplus);
     if (me.four_step >= steps) size = {};
     put_step<Layout>(shared.step[me.four_step], me, size, times4(size, u));
     put_pairs<Layout>(shared.raw.pair[0], shared.pairs);
@@ -138,7 +138,7 @@ __global__ __launch_bounds__(32, 16) void change_of_gradients(
     float4 dy = widen_at(shared.raw.four[kU][threadIdx.x]);
     const float4 z = widen_at(shared.raw.four[kZ][threadIdx.x]);
     const float4 size =
-        step_sizes(widen_at(shared.raw.four[kDelta][threadIdx.x]), bias, in.delta_softplus);
+        step_sizes<T>(widen_at(shared.raw.four[kDelta][threadIdx.x]), bias, in.delta_softplus);
     if (in.z.data != nullptr) {
       const auto gated = [](float dy, float z) { return dy == 0.f ? 0.f : dy * z * sigmoid(z); };
       dy = {gated(dy.x, z.x), gated(dy.y, z.y), gated(dy.z, z.z), gated(dy.w, z.w)};

@@ -82,12 +82,12 @@ __device__ __forceinline__ RowInputs<Layout> load_row(const SelectiveScanCudaFwd
 }
 
 /// The new state of a row, into row.h; returns the output.
-template <class Layout>
+template <typename T, class Layout>
 __device__ __forceinline__ float advance_row(const SelectiveScanCudaInputs& in,
                                              const Weights<Layout>& weights,
                                              RowInputs<Layout>& row) {
   float size = row.delta + weights.bias;
-  if (in.delta_softplus) size = softplus(size);
+  if (in.delta_softplus) size = softplus_for<T>(size);
   const float drive = __fmul_rn(size, row.u);
 #pragma unroll
   for (int n = 0; n < Layout::states; ++n) {
@@ -126,7 +126,7 @@ __global__ __launch_bounds__(Layout::threads) void scan_update(
   for (int64_t b = first_row; b < end; ++b) {
     RowInputs<Layout> row = next;
     if (b + 1 < end) next = load_row<T, Layout, kWords>(p, me, b + 1);
-    const float y = advance_row(in, weights, row);
+    const float y = advance_row<T>(in, weights, row);
     if (!live) continue;
     write<Layout, kWords>(p.last_state + (b * in.D + me.channel) * in.N + me.n, me.count, row.h);
     if (n == 0) static_cast<T*>(p.y.data)[b * p.y.stride_b + me.channel] = from_float<T>(y);
