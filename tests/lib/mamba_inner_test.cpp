@@ -129,9 +129,10 @@ TEST(MambaInner, GradientsAreDifferenceQuotients) {
   }
 }
 
-TEST(MambaUpdateDoor, BadInputIsNamed) {
+TEST_P(MambaUpdate, BadInputIsNamed) {
   const MambaProblem p{1, 2, 8, 4, 2};
-  const auto in = to(inputs_of(p), at::kFloat);
+  Tensors in;
+  for (const auto& x : to(inputs_of(p), at::kFloat)) in.push_back(x.to(device()));
   const auto weights = weights_of(p, in);
   const auto xz = in[0][0];
   expect_error([&] { mamba_update(xz.narrow(1, 0, 15), in[1], in[2], weights); },
@@ -140,6 +141,8 @@ TEST(MambaUpdateDoor, BadInputIsNamed) {
                {"conv_state must be [B, d_conv - 1, d_inner] = [2, 3, 8], got [2, 8, 4]"});
   expect_error([&] { mamba_update_(xz, in[1], in[2].to(at::kDouble), weights); },
                {"mamba_update_: ssm_state must have the dtype of xz, Float"});
+  expect_error([&] { mamba_update_(xz, in[1], in[2].to(at::kMeta), weights); },
+               {"mamba_update_: ssm_state must be on the device of xz"});
   const auto expanded = in[2].narrow(0, 0, 1).expand_as(in[2]);
   expect_error([&] { mamba_update_(xz, in[1], expanded, weights); },
                {"mamba_update_: ssm_state must not overlap itself", "got strides [0, 4, 1]"});
@@ -147,7 +150,7 @@ TEST(MambaUpdateDoor, BadInputIsNamed) {
   wrong.x_proj_weight = in[4].narrow(0, 0, 9);
   expect_error([&] { mamba_update(xz, in[1], in[2], wrong); },
                {"x_proj_weight must be [dt_rank + 2 d_state, d_inner] = [10, 8], got [9, 8]"});
-  expect_error([&] { mamba_update(xz, in[1], in[2], weights, at::zeros({2})); },
+  expect_error([&] { mamba_update(xz, in[1], in[2], weights, at::zeros({2}, device())); },
                {"reset must be bool"});
   expect_error([&] { mamba_update(Tensor(), in[1], in[2], weights); },
                {"xz must be a tensor, got an undefined one"});
