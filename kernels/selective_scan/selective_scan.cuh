@@ -220,15 +220,24 @@ __device__ __forceinline__ float4 step_sizes(float4 delta, float4 bias, bool use
   return use_softplus ? softplus4<T>(size) : size;
 }
 
-/// exp(delta' A); A times log2(e). Near 1 the special-function unit is 7e-9 low on average, which a
-/// memory of thousands of steps would feel; the constant takes that back, and leaves exp(0) = 1.
-__device__ __forceinline__ float decay_of(float delta, float A) {
-  return exp2_fast(fmaf(delta, A, 1e-8f));
+/// What decay_of adds to its exponent. Near 1 the special-function unit is 7e-9 low on average,
+/// which a memory of thousands of steps would feel; this takes that back, and leaves exp(0) = 1.
+constexpr float kOffset = 1e-8f;
+
+/// The same, or what makes the decay 0 before a step with a reset.
+__device__ __forceinline__ float exponent_offset(unsigned resets, int step) {
+  return resets >> step & 1 ? -INFINITY : kOffset;
+}
+
+/// exp(delta' A); A times log2(e).
+__device__ __forceinline__ float decay_of(float delta, float A, float offset = kOffset) {
+  return exp2_fast(fmaf(delta, A, offset));
 }
 
 /// h ← exp(delta' A) h + (delta' u) B for one index.
-__device__ __forceinline__ float advance(float h, float delta, float A, float drive, float B) {
-  return fmaf(decay_of(delta, A), h, __fmul_rn(drive, B));
+__device__ __forceinline__ float advance(float h, float delta, float A, float drive, float B,
+                                         float offset = kOffset) {
+  return fmaf(decay_of(delta, A, offset), h, __fmul_rn(drive, B));
 }
 
 /// The sum of a thread's own products, a tree.
@@ -245,6 +254,30 @@ __device__ __forceinline__ float own_sum(const float (&C)[kStates], const float 
     for (int j = 0; j < width; ++j) sum[j] = sum[2 * j] + sum[2 * j + 1];
   }
   return sum[0];
+}
+
+/// Adds 0 to `odd` if x is finite, else NaN.
+__device__ __forceinline__ void note(float& odd, float x) { odd = fmaf(x, 0.f, odd); }
+__device__ __forceinline__ void note(float& odd, float2 x) {
+  note(odd, x.x);
+  note(odd, x.y);
+}
+__device__ __forceinline__ void note(float& odd, float4 x) {
+  note(odd, float2{x.x, x.y});
+  note(odd, float2{x.z, x.w});
+}
+__device__ __forceinline__ bool any_odd(float odd) { return __any_sync(~0u, odd != 0.f); }
+
+/// 0 if all are finite.
+template <class Layout>
+__device__ __forceinline__ float odd_of(const OwnStates<Layout>& h) {
+  float odd = 0;
+#pragma unroll
+  for (int k = 0; k < Layout::own; ++k) {
+#pragma unroll
+    for (int n = 0; n < Layout::states; ++n) note(odd, h[k][n]);
+  }
+  return odd;
 }
 
 /// Products in which a zero gradient wins over whatever it meets.

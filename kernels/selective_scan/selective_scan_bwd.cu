@@ -150,20 +150,21 @@ __global__ __launch_bounds__(32, 8) void scan_bwd(const __grid_constant__ Select
     const float* checkpoint =
         static_cast<const float*>(p.checkpoints) + first / every * all_states + me.state;
     load_states<Layout>(checkpoint, N, me, h);
+    bool careful = any_odd(odd_of<Layout>(h) + odd_of<Layout>(g));  // something is not finite
 #pragma unroll 1
     for (int k = 0; k * kParts < last_part; ++k) {
       const unsigned resets = arrive();
-      put_pass(in, me, raw, shared);
+      careful = any_odd(put_pass(in, me, raw, shared)) || careful;
       __syncwarp();
       const bool more = (k + 1) * kParts < last_part;
       fetch(more ? k + 1 : last, !more);
 #pragma unroll 1
       for (int part = 0; part < kParts && k * kParts + part < last_part; ++part) {
         const unsigned here = resets >> part * P & ((1u << P) - 1);
-        if (here == 0) {
-          pass_part<false>(shared, me, A, part * P, 0, h);
-        } else {
+        if (careful) {
           pass_part<true>(shared, me, A, part * P, here, h);
+        } else {
+          pass_part<false>(shared, me, A, part * P, here, h);
         }
         starts.put(k * kParts + part, h);
       }
@@ -174,7 +175,7 @@ __global__ __launch_bounds__(32, 8) void scan_bwd(const __grid_constant__ Select
     for (int k = last; k >= 0; --k) {
       const int steps = min(here_length - k * kSteps, kSteps);
       const unsigned resets = arrive();
-      const bool unreached = __any_sync(~0u, put_tile(in, me, steps, raw, shared));
+      careful = any_odd(put_tile(in, me, steps, raw, shared)) || careful;
       __syncwarp();
       if (k > 0) {
         fetch(k - 1, true);
@@ -195,12 +196,12 @@ __global__ __launch_bounds__(32, 8) void scan_bwd(const __grid_constant__ Select
         }
         const int64_t at = pairs_at + (first + k * kSteps + offset) * pair_stride_t;
         const unsigned here = resets >> offset & ((1u << P) - 1);
-        if (unreached || here != 0 || steps - offset < P) {
+        if (careful) {
           part_both_ways<true>(shared, me, A, offset, steps - offset, here, N, p.dB_blocks + at,
                                p.dC_blocks + at, pair_stride_t, h, g, dA, sums);
         } else {
-          part_both_ways<false>(shared, me, A, offset, P, 0, N, p.dB_blocks + at, p.dC_blocks + at,
-                                pair_stride_t, h, g, dA, sums);
+          part_both_ways<false>(shared, me, A, offset, steps - offset, here, N, p.dB_blocks + at,
+                                p.dC_blocks + at, pair_stride_t, h, g, dA, sums);
         }
         __syncwarp();
       }

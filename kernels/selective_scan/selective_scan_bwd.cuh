@@ -106,32 +106,36 @@ __device__ __forceinline__ void put_all_rows(const SelectiveScanCudaBwd& p,
   __syncwarp();
 }
 
-/// What the way there needs of a tile.
+/// What the way there needs of a tile. Returns 0 if all is finite.
 template <class Layout, typename T>
-__device__ __forceinline__ void put_pass(const SelectiveScanCudaInputs& in,
-                                         const WarpPlace<Layout>& me,
-                                         const RawTile<Layout, T, 4>& raw,
-                                         BwdShared<Layout>& shared) {
+__device__ __forceinline__ float put_pass(const SelectiveScanCudaInputs& in,
+                                          const WarpPlace<Layout>& me,
+                                          const RawTile<Layout, T, 4>& raw,
+                                          BwdShared<Layout>& shared) {
   const float4 u = widen_at(raw.four[0][threadIdx.x]), delta = widen_at(raw.four[1][threadIdx.x]);
   const float4 bias = *reinterpret_cast<const float4*>(&shared.bias[me.four]);
-  put_pairs<Layout>(raw.pair[0], shared.B);
-  const float4 size = step_sizes<T>(delta, bias, in.delta_softplus);
-  put_step<Layout>(shared.step[me.four_step], me, size, times4(size, u));
+  float odd = 0;
+  put_pairs<Layout>(raw.pair[0], shared.B, odd);
+  const float4 size = step_sizes<T>(delta, bias, in.delta_softplus), drive = times4(size, u);
+  note(odd, drive);
+  put_step<Layout>(shared.step[me.four_step], me, size, drive);
+  return odd;
 }
 
 /// All of a tile, for the way back. Steps past the end have a delta' of 0 and so no effect. Returns
-/// whether four neighbouring dy are all zero somewhere.
+/// 0 if all is finite.
 template <class Layout, typename T>
-__device__ __forceinline__ bool put_tile(const SelectiveScanCudaInputs& in,
-                                         const WarpPlace<Layout>& me, int steps,
-                                         const RawTile<Layout, T, 4>& raw,
-                                         BwdShared<Layout>& shared) {
+__device__ __forceinline__ float put_tile(const SelectiveScanCudaInputs& in,
+                                          const WarpPlace<Layout>& me, int steps,
+                                          const RawTile<Layout, T, 4>& raw,
+                                          BwdShared<Layout>& shared) {
   constexpr float4 kOnes{1.f, 1.f, 1.f, 1.f};
   const float4 u = widen_at(raw.four[0][threadIdx.x]), delta = widen_at(raw.four[1][threadIdx.x]);
   const float4 z = widen_at(raw.four[2][threadIdx.x]), dout = widen_at(raw.four[3][threadIdx.x]);
   const float4 bias = *reinterpret_cast<const float4*>(&shared.bias[me.four]);
-  put_pairs<Layout>(raw.pair[0], shared.B);
-  put_pairs<Layout>(raw.pair[1], shared.C);
+  float odd = 0;
+  put_pairs<Layout>(raw.pair[0], shared.B, odd);
+  put_pairs<Layout>(raw.pair[1], shared.C, odd);
   const auto each = [](const auto& run) {
     run(&float4::x);
     run(&float4::y);
@@ -149,22 +153,27 @@ __device__ __forceinline__ bool put_tile(const SelectiveScanCudaInputs& in,
   each([&](auto m) { size.*m = delta.*m + bias.*m; });
   if (in.delta_softplus) each([&](auto m) { size.*m = softplus(size.*m, slope.*m); });
   if (me.four_step >= steps) size = {};
-  put_step<Layout>(shared.step[me.four_step], me, size, times4(size, u));
+  const float4 drive = times4(size, u);
+  note(odd, drive);
+  note(odd, dy);
+  put_step<Layout>(shared.step[me.four_step], me, size, drive);
   *reinterpret_cast<float4*>(&shared.dy[me.four_step][me.four]) = dy;
   shared.u[threadIdx.x] = u;
   shared.slope[threadIdx.x] = slope;
   shared.dz[threadIdx.x] = dz;
-  return me.four < me.channels && dy.x == 0.f && dy.y == 0.f && dy.z == 0.f && dy.w == 0.f;
+  return odd;
 }
 
-/// The state after kPart steps from step `first` of the tile on.
-template <bool kResets, class Layout>
+/// The state after kPart steps from step `first` of the tile on. kCareful: a reset clears even what
+/// is not finite.
+template <bool kCareful, class Layout>
 __device__ __forceinline__ void pass_part(const BwdShared<Layout>& shared,
                                           const WarpPlace<Layout>& me, const OwnStates<Layout>& A,
                                           int first, unsigned resets, OwnStates<Layout>& h) {
 #pragma unroll
   for (int s = 0; s < kPart<Layout>; ++s) {
-    const bool reset = kResets && (resets >> s & 1);
+    const bool reset = kCareful && (resets >> s & 1);
+    const float offset = exponent_offset(resets, s);
     float delta[Layout::own], drive[Layout::own], B[Layout::states];
     read_step<Layout>(shared.step[first + s], me, delta, drive);
     read_floats(&shared.B[first + s][me.n], B);
@@ -172,7 +181,7 @@ __device__ __forceinline__ void pass_part(const BwdShared<Layout>& shared,
     for (int k = 0; k < Layout::own; ++k) {
 #pragma unroll
       for (int n = 0; n < Layout::states; ++n) {
-        h[k][n] = advance(reset ? 0.f : h[k][n], delta[k], A[k][n], drive[k], B[n]);
+        h[k][n] = advance(reset ? 0.f : h[k][n], delta[k], A[k][n], drive[k], B[n], offset);
       }
     }
   }
@@ -201,7 +210,7 @@ struct StepInputs {
 };
 
 /// A part forward: keeps its states and decays; Σ_n C h and Σ_d dy h into shared memory. kCareful:
-/// steps past the end, resets, or steps that no gradient reaches.
+/// something is not finite.
 template <bool kCareful, class Layout>
 __device__ __forceinline__ void scan_part(BwdShared<Layout>& shared, const WarpPlace<Layout>& me,
                                           const OwnStates<Layout>& A, int offset, unsigned resets,
@@ -213,12 +222,13 @@ __device__ __forceinline__ void scan_part(BwdShared<Layout>& shared, const WarpP
     const StepInputs<Layout> x = next;
     if (s + 1 < P) next = StepInputs<Layout>(shared, me, offset + s + 1);
     const bool reset = kCareful && (resets >> s & 1);
+    const float offset = exponent_offset(resets, s);
     float y[Layout::own] = {}, dC[Layout::states] = {};
 #pragma unroll
     for (int k = 0; k < Layout::own; ++k) {
 #pragma unroll
       for (int n = 0; n < Layout::states; ++n) {
-        const float before = reset ? 0.f : h[k][n], decay = decay_of(x.delta[k], A[k][n]);
+        const float before = reset ? 0.f : h[k][n], decay = decay_of(x.delta[k], A[k][n], offset);
         kept.h[s][k][n] = before;
         kept.a[s][k][n] = decay;
         h[k][n] = fmaf(decay, before, __fmul_rn(x.drive[k], x.B[n]));

@@ -81,11 +81,6 @@ __device__ __forceinline__ void clear(States& h) {
   for (int n = 0; n < kN; ++n) h[n] = 0;
 }
 
-/// What decay_of adds to its exponent; at a reset what makes the decay 0.
-__device__ __forceinline__ float exponent_offset(unsigned resets, int s) {
-  return resets >> s & 1 ? -INFINITY : 1e-8f;
-}
-
 /// What the way there needs of a step.
 struct ScanInputs {
   float size, drive, offset;
@@ -102,8 +97,7 @@ __device__ __forceinline__ void scan_step(Bf16Shared& shared, const States& A, i
                                           const ScanInputs& x, States& h) {
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
-    const float decay = exp2_fast(fmaf(x.size, A[n], x.offset));
-    h[n] = fmaf(decay, h[n], __fmul_rn(x.drive, x.B[n]));
+    h[n] = advance(h[n], x.size, A[n], x.drive, x.B[n], x.offset);
   }
   Packed packed;
   packed.set(h);
@@ -169,7 +163,7 @@ __device__ __forceinline__ float reverse_step(Bf16Shared& shared, const States& 
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
     gradient[n] = plus_times<kCareful>(x.dy, x.C[n], g[n]);
-    g[n] = times<kCareful>(gradient[n], exp2_fast(fmaf(x.size, A[n], x.offset)));
+    g[n] = times<kCareful>(gradient[n], decay_of(x.size, A[n], x.offset));
   }
   Packed packed;
   packed.set(gradient);
@@ -345,8 +339,7 @@ __global__ __launch_bounds__(32, 8) void scan_bwd_by_lanes(
     States h;
     before.get(h);
     __syncwarp();
-#pragma unroll
-    for (int n = 0; n < kN; ++n) note(odd, g[n]);
+    odd += odd_of<Layout>(g_);
     const int64_t pair = pairs_at + (me.begin + first) * stride_t;
     bool careful = false;
 #pragma unroll 1

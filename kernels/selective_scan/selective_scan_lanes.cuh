@@ -161,22 +161,13 @@ __device__ __forceinline__ float open_gate(float z, float& dy) {
   return fmaf(dy, 1.f - open, part);
 }
 
-/// Adds 0 to `odd` if x is finite, else NaN.
-__device__ __forceinline__ void note(float& odd, float x) { odd = fmaf(x, 0.f, odd); }
-__device__ __forceinline__ void note(float& odd, float2 x) {
-  note(odd, x.x);
-  note(odd, x.y);
-}
-__device__ __forceinline__ bool any_odd(float odd) { return __any_sync(~0u, odd != 0.f); }
-
 /// A tile's B or C as floats, four at a time.
 template <typename T>
 __device__ __forceinline__ void widen_indices(const IndexRows<T>& from, float* to, float& odd) {
 #pragma unroll
   for (int i = 0; i < kLaneSteps * kLaneStates; i += 128) {
     const float4 x = widen_at(&from[0][0] + i + threadIdx.x * 4);
-    note(odd, {x.x, x.y});
-    note(odd, {x.z, x.w});
+    note(odd, x);
     *reinterpret_cast<float4*>(to + i + threadIdx.x * 4) = x;
   }
 }

@@ -143,16 +143,19 @@ __device__ __forceinline__ float4 widen_at(const T* shared) {
   return widen<T>(*reinterpret_cast<const Four<T>*>(shared));
 }
 
-/// B or C of the tile as floats.
+/// B or C of the tile as floats. Adds 0 to `odd` if all are finite.
 template <class Layout, typename T>
 __device__ __forceinline__ void put_pairs(const T (&raw)[Layout::steps][Layout::padded_n],
-                                          float (&to)[Layout::steps][Layout::padded_n]) {
+                                          float (&to)[Layout::steps][Layout::padded_n],
+                                          float& odd) {
   constexpr int kPairs = Layout::steps * Layout::padded_n;
 #pragma unroll(kPairs <= 1024 ? kPairs / 128 + 1 : 1)
   for (int k = 0; k < kPairs; k += 128) {
     const int i = k + threadIdx.x * 4;
     if (i < kPairs) {
-      *reinterpret_cast<float4*>(&to[0][0] + i) = widen_at(&raw[0][0] + i);
+      const float4 x = widen_at(&raw[0][0] + i);
+      note(odd, x);
+      *reinterpret_cast<float4*>(&to[0][0] + i) = x;
     }
   }
 }

@@ -59,7 +59,8 @@ __global__ __launch_bounds__(32, 16) void change_of_states(
         step_sizes<T>(widen_at(shared.raw.four[kDelta][threadIdx.x]), bias, in.delta_softplus);
     if (me.four_step >= steps) size = {};
     put_step<Layout>(shared.step[me.four_step], me, size, times4(size, u));
-    put_pairs<Layout>(shared.raw.pair[0], shared.pairs);
+    float even = 0;
+    put_pairs<Layout>(shared.raw.pair[0], shared.pairs, even);
     steps = kSteps;
     if (t > me.begin) {
       move_rows(shared.rows, kArrays, -kSteps);
@@ -144,7 +145,8 @@ __global__ __launch_bounds__(32, 16) void change_of_gradients(
       dy = {gated(dy.x, z.x), gated(dy.y, z.y), gated(dy.z, z.z), gated(dy.w, z.w)};
     }
     put_step<Layout>(shared.step[me.four_step], me, size, dy);
-    put_pairs<Layout>(shared.raw.pair[0], shared.pairs);
+    float even = 0;
+    put_pairs<Layout>(shared.raw.pair[0], shared.pairs, even);
     const int until = resets != 0 ? __ffs(resets) - 1 : steps;
     if (t + kSteps < me.end) {
       move_rows(shared.rows, kArrays, kSteps);
