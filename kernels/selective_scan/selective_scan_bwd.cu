@@ -5,8 +5,10 @@
 // Time runs in chunks between checkpoints, last chunk first. A chunk runs forward once for the
 // states that enter each of its parts; then part by part, from the last, forward with every state
 // and decay kept in registers, and backward. dB and dC are summed over the channels of a block
-// through shared memory and over blocks by a second kernel, always in the same order. A step that
-// no gradient reaches adds nothing, even if its values are NaN.
+// through shared memory and over blocks by a second kernel, always in the same order. A reset makes
+// its step's decay 0, and 0 times a gradient or a state is 0 where all is finite; a chunk where
+// something is not goes a careful way, in which a step that no gradient reaches adds nothing and a
+// reset clears, even what is NaN.
 
 #include <retain/kernels/common/sum_parts.cuh>
 #include <retain/kernels/selective_scan/selective_scan_bwd.cuh>

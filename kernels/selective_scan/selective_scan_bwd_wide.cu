@@ -32,7 +32,7 @@ struct alignas(16) BwdShared {
 };
 
 /// Loads a tile into shared memory; kForward and kGradients: what the way there and the way back
-/// need. Returns whether four neighbouring dy are all zero somewhere.
+/// need. Returns whether something is not finite.
 template <typename T, class Layout, bool kForward, bool kGradients>
 __device__ bool put_tile(const SelectiveScanCudaBwd& p, const BlockPlace& place,
                          const FourPlace<Layout>& mine, int64_t tile, int steps,
@@ -44,7 +44,7 @@ __device__ bool put_tile(const SelectiveScanCudaBwd& p, const BlockPlace& place,
   if (kGradients) C.fetch(in.C_matrix, in.N, steps);
   float bias[4];
   mine.load(in.delta_bias, place, bias);
-  bool unreached = false;
+  float odd = 0;
 #pragma unroll
   for (int k = 0; k < Layout::fours_a_thread; ++k) {
     if (!mine.inside(k, kTile)) continue;
@@ -68,11 +68,12 @@ __device__ bool put_tile(const SelectiveScanCudaBwd& p, const BlockPlace& place,
       for (int i = 0; i < 4; ++i) size[i] = 0.f;
     }
     auto* to = reinterpret_cast<float4*>(&shared.step[step][mine.channel]);
-    to[0] = {size[0], __fmul_rn(size[0], u[0]), size[1], __fmul_rn(size[1], u[1])};
-    to[1] = {size[2], __fmul_rn(size[2], u[2]), size[3], __fmul_rn(size[3], u[3])};
+    const float4 drive = times4({size[0], size[1], size[2], size[3]}, u4);
+    note(odd, drive);
+    to[0] = {size[0], drive.x, size[1], drive.y};
+    to[1] = {size[2], drive.z, size[3], drive.w};
     if (!kGradients) continue;
     float dy[4], dz[4] = {}, slope[4] = {1.f, 1.f, 1.f, 1.f};
-    bool zero = mine.count > 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       dy[i] = dout[i];
@@ -83,9 +84,8 @@ __device__ bool put_tile(const SelectiveScanCudaBwd& p, const BlockPlace& place,
         dy[i] = dout[i] * gate * open;
       }
       if (in.delta_softplus) softplus(delta[i] + bias[i], slope[i]);
-      zero = zero && dy[i] == 0.f;
+      note(odd, dy[i]);
     }
-    unreached = unreached || zero;
     const auto put = [&](float(&row)[Layout::channels], const float(&x)[4]) {
       *reinterpret_cast<float4*>(&row[mine.channel]) = {x[0], x[1], x[2], x[3]};
     };
@@ -94,9 +94,9 @@ __device__ bool put_tile(const SelectiveScanCudaBwd& p, const BlockPlace& place,
     put(shared.u[step], u);
     put(shared.slope[step], slope);
   }
-  if (kForward) B.put(shared.B);
-  if (kGradients) C.put(shared.C);
-  return unreached;
+  if (kForward) B.put(shared.B, odd);
+  if (kGradients) C.put(shared.C, odd);
+  return odd != 0.f;
 }
 
 /// The state after kPart steps from step `first` of the tile on.
@@ -156,7 +156,7 @@ __device__ __forceinline__ void store_by_warp(const float (&value)[2 * Layout::s
 }
 
 /// kPart steps forward, keeping the states, and backward; g is dL/dh at their end, then at their
-/// start. kCareful: steps past the end, resets, or steps that no gradient reaches.
+/// start. kCareful: something is not finite.
 template <class Layout, bool kCareful>
 __device__ __forceinline__ void reverse_part(
     BwdShared<Layout>& shared, const ThreadPlace<Layout>& me, const float (&A)[Layout::states],
@@ -173,12 +173,13 @@ __device__ __forceinline__ void reverse_part(
 #pragma unroll
   for (int s = 0; s < kPart; ++s) {
     const float2 step = step_at[s * Layout::channels];
+    const float at_reset = exponent_offset(resets, s);
     float B[kStates];
     read_floats(B_at + s * Layout::padded_n, B);
 #pragma unroll
     for (int n = 0; n < kStates; ++n) {
       const float before = kCareful && (resets >> s & 1) ? 0.f : h[s][n];
-      a[s][n] = decay_of(step.x, A[n]);
+      a[s][n] = decay_of(step.x, A[n], at_reset);
       h[s + 1][n] = fmaf(a[s][n], before, __fmul_rn(step.y, B[n]));
     }
   }
@@ -363,18 +364,19 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bw
                         in.N, me, h);
     starts.put(0, h);
     unsigned resets = 0;
-    bool unreached = false;
+    float odd = 0;
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) note(odd, float2{h[n], g[n]});
+    bool careful = odd != 0.f;
     for (int k = 0; k <= last; ++k) {
       const int64_t tile = first + k * kTile;
       const int steps = static_cast<int>(min(end - tile, int64_t{kTile}));
       const bool reset = load_reset(in, place, tile);
-      if (k < last) {
-        put_tile<T, Layout, true, false>(p, place, mine, tile, steps, shared);
-      } else {
-        unreached = put_tile<T, Layout, true, true>(p, place, mine, tile, steps, shared);
-      }
+      const bool tile_odd =
+          k < last ? put_tile<T, Layout, true, false>(p, place, mine, tile, steps, shared)
+                   : put_tile<T, Layout, true, true>(p, place, mine, tile, steps, shared);
       resets = reset_bits(reset);
-      unreached = __syncthreads_or(unreached);
+      careful = __syncthreads_or(tile_odd || careful);
       const int parts = k < last ? kParts : (steps - 1) / kPart;
 #pragma unroll 1
       for (int part = 0; part < parts; ++part) {
@@ -388,11 +390,10 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bw
       const int steps = static_cast<int>(min(end - tile, int64_t{kTile}));
       if (k < last) {
         const bool reset = load_reset(in, place, tile);
-        unreached = put_tile<T, Layout, true, true>(p, place, mine, tile, steps, shared);
+        const bool tile_odd = put_tile<T, Layout, true, true>(p, place, mine, tile, steps, shared);
         resets = reset_bits(reset);
-        unreached = __syncthreads_or(unreached);
+        careful = __syncthreads_or(tile_odd || careful);
       }
-      const bool careful = unreached || resets != 0 || steps < kTile;
       float tile_dA[kStates] = {};
 #pragma unroll 1
       for (int part = kParts - 1; part >= 0; --part) {
@@ -403,7 +404,8 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bw
           reverse_part<Layout, true>(shared, me, A, offset, steps - offset, resets >> offset, h, g,
                                      tile_dA);
         } else {
-          reverse_part<Layout, false>(shared, me, A, offset, kPart, 0, h, g, tile_dA);
+          reverse_part<Layout, false>(shared, me, A, offset, steps - offset, resets >> offset, h, g,
+                                      tile_dA);
         }
       }
 #pragma unroll

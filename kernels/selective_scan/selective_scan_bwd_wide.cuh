@@ -189,10 +189,12 @@ struct MatrixWalk {
     }
   }
 
-  __device__ __forceinline__ void put(float* shared) const {
+  /// Adds 0 to `odd` if all are finite.
+  __device__ __forceinline__ void put(float* shared, float& odd) const {
 #pragma unroll
     for (int k = 0; k < Layout::pairs_a_thread; ++k) {
       const int down = k / kWide * kDown, right = k % kWide * kAcross;
+      note(odd, to_float(value[k]));
       if (step + down < kTile)
         shared[(step + down) * Layout::padded_n + n + right] = to_float(value[k]);
     }

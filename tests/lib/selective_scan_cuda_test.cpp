@@ -196,12 +196,14 @@ Tensors poisoned_until(const ScanProblem& p, int64_t at, const Tensors& clean, d
 TEST(SelectiveScanCuda, NaNBeforeAResetReachesNothingAfterIt) {
   RETAIN_NEEDS_CUDA();
   for (const int64_t T : {35, 600}) {
-    for (const auto& options : {ScanOptions{}, ScanOptions{.z = false}}) {
-      for (const double poison : {std::nan(""), std::numeric_limits<double>::infinity()}) {
-        const ScanProblem p{T, 3, 20, 4, 1, options};
-        const auto clean = to(inputs_of(p), at::kFloat);
-        const auto poisoned = poisoned_until(p, T / 2, clean, poison);
-        expect_bit_equal(seen_from(p, T / 2, poisoned), seen_from(p, T / 2, clean));
+    for (const int64_t N : {4, 16, 24}) {
+      for (const auto& options : {ScanOptions{}, ScanOptions{.z = false}}) {
+        for (const double poison : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+          const ScanProblem p{T, 3, 20, N, 1, options};
+          const auto clean = to(inputs_of(p), at::kFloat);
+          const auto poisoned = poisoned_until(p, T / 2, clean, poison);
+          expect_bit_equal(seen_from(p, T / 2, poisoned), seen_from(p, T / 2, clean));
+        }
       }
     }
   }
