@@ -396,7 +396,7 @@ int64_t wide_channel_blocks(const SelectiveScanCudaInputs& in);
 /// All of the backward pass but its segments and the sums over rows, for d_state above kSmallState.
 void launch_wide_bwd(const SelectiveScanCudaBwd& p, CudaStream stream);
 
-/// The same for bf16 checkpoints.
+/// The same for bf16 and d_state 9 to 16.
 void launch_bf16_bwd(const SelectiveScanCudaBwd& p, CudaStream stream);
 
 /// The state that enters each segment into segment_states.
@@ -404,17 +404,5 @@ void enter_segments(const SelectiveScanCudaFwd& p, CudaStream stream);
 
 /// The gradient that enters each segment at its end into segment_states.
 void enter_segments(const SelectiveScanCudaBwd& p, CudaStream stream);
-
-/// Calls run(Layout{}) with the layout of one warp that fits d_state.
-template <typename Run>
-void dispatch_warp_layout(int64_t N, const Run& run) {
-  if (N <= 4) return run(WarpLayout<1, 4, 1>{});
-  if (N <= 8) return run(WarpLayout<2, 4, 2>{});
-  if (N <= 16) return run(WarpLayout<4, 4, 4>{});
-  if (N <= 32) return run(WarpLayout<8, 4, 4>{});
-  if (N <= 64) return run(WarpLayout<16, 4, 4>{});
-  if (N <= 128) return run(WarpLayout<32, 4, 4>{});
-  return run(WarpLayout<32, 8, 4>{});
-}
 
 }  // namespace retain::kernels

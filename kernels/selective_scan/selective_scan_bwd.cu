@@ -229,28 +229,35 @@ void dispatch_bwd_layout(int64_t N, const Run& run) {
   return run(WarpLayout<4, 4, 4>{});
 }
 
+template <typename T, class Layout>
+void launch_layout(const SelectiveScanCudaBwd& p, CudaStream stream) {
+  const auto& in = p.in;
+  const Alignment aligned(in, {in.u, in.delta, in.z, p.dy, p.du, p.ddelta, p.dz});
+  constexpr int64_t kPartBytes = Layout::own * Layout::states * 32 * sizeof(float);
+  const int64_t parts = in.checkpoint_every / kPart<Layout> - 1;
+  const auto bytes = static_cast<int>(sizeof(BwdShared<Layout>) + sizeof(RawTile<Layout, T, 4>) +
+                                      parts * kPartBytes);
+  if (in.B * in.D > 0) {
+    const auto grid = scan_grid<Layout>(in);
+    allow_shared(scan_bwd<T, Layout>, bytes);
+    scan_bwd<T, Layout><<<grid, 32, bytes, stream>>>(p, aligned);
+    check_launch("selective_scan: backward");
+  }
+  launch_sum_blocks(p.dB_blocks, p.dC_blocks, channel_blocks<Layout>(in), in.T * in.B * in.G * in.N,
+                    static_cast<T*>(p.dB), static_cast<T*>(p.dC), stream);
+}
+
 /// All but the sums over rows.
 void launch_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
-  const auto& in = p.in;
-  dispatch_activations(in.type, [&](auto element) {
+  dispatch_activations(p.in.type, [&](auto element) {
     using T = decltype(element);
-    dispatch_bwd_layout(in.N, [&](auto layout) {
+    dispatch_bwd_layout(p.in.N, [&](auto layout) {
       using Layout = decltype(layout);
-      const Alignment aligned(in, {in.u, in.delta, in.z, p.dy, p.du, p.ddelta, p.dz});
-      constexpr int64_t kPartBytes = Layout::own * Layout::states * 32 * sizeof(float);
-      const int64_t parts = in.checkpoint_every / kPart<Layout> - 1;
-      const auto bytes = static_cast<int>(sizeof(BwdShared<Layout>) +
-                                          sizeof(RawTile<Layout, T, 4>) + parts * kPartBytes);
-      if (in.B * in.D > 0) {
-        const auto grid = scan_grid<Layout>(in);
-        allow_shared(scan_bwd<T, Layout>, bytes);
-        scan_bwd<T, Layout><<<grid, 32, bytes, stream>>>(p, aligned);
-        check_launch("selective_scan: backward");
+      if constexpr (std::is_same_v<T, __nv_bfloat16> && Layout::padded_n > 8) {
+        launch_bf16_bwd(p, stream);
+      } else {
+        launch_layout<T, Layout>(p, stream);
       }
-      const int64_t size = in.T * in.B * in.G * in.N;
-      const int64_t blocks = channel_blocks<Layout>(in);
-      launch_sum_blocks(p.dB_blocks, p.dC_blocks, blocks, size, static_cast<T*>(p.dB),
-                        static_cast<T*>(p.dC), stream);
     });
   });
 }
@@ -270,8 +277,6 @@ void selective_scan_cuda_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
   if (in.B * in.D > 0 && in.segments > 1) enter_segments(p, stream);
   if (in.N > kSmallState) {
     launch_wide_bwd(p, stream);
-  } else if (in.checkpoint_type == ActivationType::bf16) {
-    launch_bf16_bwd(p, stream);
   } else {
     launch_bwd(p, stream);
   }

@@ -61,7 +61,7 @@ struct SelectiveScanCudaFwd {
 
 struct SelectiveScanCudaBwd {
   SelectiveScanCudaInputs in;
-  const void* checkpoints = nullptr;   ///< as the forward pass wrote them
+  const void* checkpoints = nullptr;   ///< as the forward pass wrote them, of scan_checkpoint_type
   Activations dy;                      ///< [T, B, D], or absent for zero
   const float* dlast_state = nullptr;  ///< [B, D, N] contiguous, or nullptr for zero
   Activations du;                      ///< out: [T, B, D]

@@ -359,7 +359,11 @@ void dispatch_fwd_layout(const SelectiveScanCudaInputs& in, const Run& run) {
     if (blocks(two) <= kAtOnce) return run(two);
     return either(WarpLayout<4, 4, 4, 4>{}, two);
   }
-  if (in.N <= 32) return either(WarpLayout<8, 4, 4, 4>{}, WarpLayout<8, 4, 2, 4>{});
+  if (in.N <= 32) {
+    const WarpLayout<8, 4, 1, 4> one;  // 16 channels
+    if (blocks(one) <= kAtOnce) return run(one);
+    return either(WarpLayout<8, 4, 4, 4>{}, WarpLayout<8, 4, 2, 4>{});
+  }
   if (in.N <= 64) return run(WarpLayout<16, 4, 4, 4>{});
   if (in.N <= 128) return run(WarpLayout<32, 4, 4, 4>{});
   return run(WarpLayout<32, 8, 4, 4>{});

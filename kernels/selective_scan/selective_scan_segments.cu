@@ -298,6 +298,17 @@ __global__ __launch_bounds__(32, 16) void change_of_gradients_by_lanes(
 
 bool fits_lanes(int64_t N) { return N > 8 && N <= kLaneStates; }
 
+/// Calls run(Layout{}) with the layout of one warp that fits any other d_state.
+template <typename Run>
+void dispatch_other_layout(int64_t N, const Run& run) {
+  if (N <= 4) return run(WarpLayout<1, 4, 1>{});
+  if (N <= 8) return run(WarpLayout<2, 4, 2>{});
+  if (N <= 32) return run(WarpLayout<8, 4, 4>{});
+  if (N <= 64) return run(WarpLayout<16, 4, 4>{});
+  if (N <= 128) return run(WarpLayout<32, 4, 4>{});
+  return run(WarpLayout<32, 8, 4>{});
+}
+
 /// Replaces the change that each segment makes from zero by the state that enters it, thread an
 /// index of [B, D, N]. `reverse` carries gradients from the last segment to the first.
 __global__ void carry(const SelectiveScanCudaInputs in, const float* first, bool reverse) {
@@ -347,7 +358,7 @@ void enter_segments(const SelectiveScanCudaFwd& p, CudaStream stream) {
               p, aligned, in_words<T>(in, aligned, all));
       return check_launch("selective_scan: change of states");
     }
-    dispatch_warp_layout(in.N, [&](auto layout) {
+    dispatch_other_layout(in.N, [&](auto layout) {
       using Layout = decltype(layout);
       constexpr int kBytes = sizeof(SegmentShared<Layout, T>);
       allow_shared(change_of_states<T, Layout>, kBytes);
@@ -370,7 +381,7 @@ void enter_segments(const SelectiveScanCudaBwd& p, CudaStream stream) {
               p, aligned, in_words<T>(in, aligned, all));
       return check_launch("selective_scan: change of gradients");
     }
-    dispatch_warp_layout(in.N, [&](auto layout) {
+    dispatch_other_layout(in.N, [&](auto layout) {
       using Layout = decltype(layout);
       constexpr int kBytes = sizeof(SegmentShared<Layout, T>);
       allow_shared(change_of_gradients<T, Layout>, kBytes);
@@ -401,10 +412,11 @@ void cut_into_segments(SelectiveScanCudaInputs& in, bool backward) {
     while (shortest > 64 && warps * (in.T / shortest) < kRounds * 2 / 3) shortest /= 2;
     wanted = std::min({kRounds / warps, in.T / shortest, kMost});
   } else {
-    // A round of blocks, where less than half a device is busy without; by lanes as many of 64
-    // channels, two warps, as are at work at once.
-    constexpr int64_t kHalf = 200, kRound = 1024, kShort = 64;
-    if (warps >= kHalf) return;
+    // A round of blocks, where much of a device is idle without and time is long enough for two
+    // launches more; by lanes as many of 64 channels, two warps, as are at work at once.
+    constexpr int64_t kHalf = 200, kThird = 100, kRound = 1024, kShort = 64, kLong = 768;
+    if (warps >= (fits_lanes(in.N) ? kThird : kHalf)) return;
+    if (in.N > 8 && in.N <= 32 && in.T < kLong) return;
     const int64_t round = fits_lanes(in.N) ? 2 * kAtOnce / warps : (kRound + warps - 1) / warps;
     wanted = std::min({round, in.T / kShort, kAtOnce});
   }

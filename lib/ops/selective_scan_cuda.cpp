@@ -125,6 +125,9 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
   Prepared prepared(tensors);
   auto& in = prepared.in;
   prepared.keep(checkpoint_every, checkpoints.scalar_type());
+  TORCH_CHECK(in.checkpoint_type == kernels::scan_checkpoint_type(in.N, in.type),
+              "selective_scan: a backward pass of ", prepared.dtype, " inputs with d_state ", in.N,
+              " does not take checkpoints in ", checkpoints.scalar_type());
   const Segments segments(prepared, tensors.exact, true);
   const auto activation = prepared.activation_options(), wide = prepared.float_options();
   const auto dout = with_dense_rows(dy, prepared.dtype);
