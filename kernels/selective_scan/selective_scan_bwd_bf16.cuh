@@ -1,6 +1,6 @@
 #pragma once
 // Pieces of the backward pass of the selective scan for bf16, which is in
-// selective_scan_bwd_bf16.cu: its shared memory, and its sums as matrix products.
+// selective_scan_bwd_bf16.cu: its shared memory, its sums as matrix products, and its two walks.
 
 #include <retain/kernels/selective_scan/selective_scan_lanes.cuh>
 
@@ -189,5 +189,152 @@ struct GroupProducts {
     }
   }
 };
+
+/// B of a tile as floats.
+__device__ __forceinline__ auto& all_B(Bf16Shared& shared) {
+  return reinterpret_cast<float(&)[kSteps][kN]>(shared.entering);
+}
+
+__device__ __forceinline__ void clear(States& h) {
+#pragma unroll
+  for (int n = 0; n < kN; ++n) h[n] = 0;
+}
+
+/// What the way there needs of a step.
+struct ScanInputs {
+  float size, drive, offset;
+  States B;
+  __device__ __forceinline__ ScanInputs(Bf16Shared& shared, int s, unsigned resets) {
+    size = shared.size[s][threadIdx.x];
+    drive = __fmul_rn(size, to_float(shared.u[s][threadIdx.x]));
+    offset = exponent_offset(resets, s);
+    read_floats<kN>(all_B(shared)[s], B);
+  }
+};
+
+__device__ __forceinline__ void scan_step(Bf16Shared& shared, const States& A, int s,
+                                          const ScanInputs& x, States& h) {
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+    h[n] = advance(h[n], x.size, A[n], x.drive, x.B[n], x.offset);
+  }
+  Packed packed;
+  packed.set(h);
+  packed.put(shared.slot[s]);
+}
+
+/// The way there over a group: states into the slots; beside it, the products of the steps before.
+__device__ __forceinline__ void scan(Bf16Shared& shared, const States& A, int first,
+                                     unsigned resets, States& h, GroupProducts& products) {
+  {
+    const ScanInputs x(shared, first, resets), y(shared, first + 1, resets);
+    scan_step(shared, A, first, x, h);
+    scan_step(shared, A, first + 1, y, h);
+  }
+#pragma unroll 1
+  for (int i = 2; i < kGroup; i += 2) {
+    const int s = first + i;
+    const ScanInputs x(shared, s, resets), y(shared, s + 1, resets);
+    __syncwarp();
+    products.add(i - 2);
+    products.add(i - 1);
+    scan_step(shared, A, s, x, h);
+    scan_step(shared, A, s + 1, y, h);
+  }
+  __syncwarp();
+  products.add(kGroup - 2);
+  products.add(kGroup - 1);
+}
+
+/// The same without products; a reset clears even what is not finite.
+__device__ __forceinline__ void scan_carefully(Bf16Shared& shared, const States& A, int first,
+                                               unsigned resets, const Packed& entering) {
+  States h;
+  entering.get(h);
+#pragma unroll 1
+  for (int s = first; s < first + kGroup; ++s) {
+    const ScanInputs x(shared, s, 0);
+    if (resets >> s & 1) clear(h);
+    scan_step(shared, A, s, x, h);
+  }
+}
+
+/// What the way back needs of a step.
+struct ReverseInputs {
+  float size, dy, offset;
+  States C;
+  Packed before;
+  __device__ __forceinline__ ReverseInputs(const Bf16Shared& shared, int s, unsigned resets)
+      : size(shared.size[s][threadIdx.x]),
+        dy(shared.dy[s][threadIdx.x]),
+        offset(exponent_offset(resets, s)) {
+    read_floats<kN>(shared.C[s], C);
+    before.take((&shared.entering)[s]);
+  }
+};
+
+/// A gradient into its slot; returns Σ_n e h A.
+template <bool kCareful>
+__device__ __forceinline__ float reverse_step(Bf16Shared& shared, const States& A, int s,
+                                              const ReverseInputs& x, States& g, States& dA) {
+  States h, gradient;
+  x.before.get(h);
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+    gradient[n] = plus_times<kCareful>(x.dy, x.C[n], g[n]);
+    g[n] = times<kCareful>(gradient[n], decay_of(x.size, A[n], x.offset));
+  }
+  Packed packed;
+  packed.set(gradient);
+  packed.put(shared.slot[s]);
+  if (kCareful && x.offset < 0) clear(g);
+  float sum[2] = {};
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+    const float through = times<kCareful>(g[n], h[n]);
+    sum[n % 2] = plus_times<kCareful>(through, A[n], sum[n % 2]);
+    dA[n] = plus_times<kCareful>(through, x.size, dA[n]);
+  }
+  return sum[0] + sum[1];
+}
+
+/// The way back over a group: gradients into the slots, Σ_n e h A into `by_decay`; beside it, the
+/// products of the steps after.
+__device__ __forceinline__ void reverse(Bf16Shared& shared, const States& A, int first,
+                                        unsigned resets, States& g, States& dA, GroupRows& by_decay,
+                                        GroupProducts& products) {
+  const auto put = [&](int i, float sum) { by_decay[i][in_group(i, threadIdx.x)] = sum; };
+  {
+    const int i = kGroup - 1, s = first + i;
+    const ReverseInputs x(shared, s, resets), y(shared, s - 1, resets);
+    put(i, reverse_step<false>(shared, A, s, x, g, dA));
+    put(i - 1, reverse_step<false>(shared, A, s - 1, y, g, dA));
+  }
+#pragma unroll 1
+  for (int i = kGroup - 3; i > 0; i -= 2) {
+    const int s = first + i;
+    const ReverseInputs x(shared, s, resets), y(shared, s - 1, resets);
+    __syncwarp();
+    products.add(i + 2);
+    products.add(i + 1);
+    const float at_s = reverse_step<false>(shared, A, s, x, g, dA);
+    const float below = reverse_step<false>(shared, A, s - 1, y, g, dA);
+    put(i, at_s);
+    put(i - 1, below);
+  }
+  __syncwarp();
+  products.add(1);
+  products.add(0);
+}
+
+__device__ __forceinline__ void reverse_carefully(Bf16Shared& shared, const States& A, int first,
+                                                  unsigned resets, States& g, States& dA,
+                                                  GroupRows& by_decay) {
+#pragma unroll 1
+  for (int i = kGroup - 1; i >= 0; --i) {
+    const ReverseInputs x(shared, first + i, resets);
+    by_decay[i][in_group(i, threadIdx.x)] = reverse_step<true>(shared, A, first + i, x, g, dA);
+  }
+}
 
 }  // namespace retain::kernels

@@ -2,7 +2,7 @@
 // for its last alone; then these are carried over the segments. A step's share needs no recurrence:
 // it is the product of the decays between the step and the segment's border.
 
-#include <retain/kernels/selective_scan/selective_scan_lanes.cuh>
+#include <retain/kernels/selective_scan/selective_scan_segments.cuh>
 
 namespace retain::kernels {
 namespace {
@@ -178,111 +178,6 @@ __global__ __launch_bounds__(32, 16) void change_of_gradients(
   }
   asm volatile("cp.async.wait_all;" ::: "memory");
   store_changes(in, me, resets != 0, total, A, g);
-}
-
-template <typename T>
-struct alignas(16) LaneChangeShared {
-  float size[kLaneSteps][kLaneChannels], value[kLaneSteps][kLaneChannels];  ///< delta'; u or dy
-  float pairs[kLaneSteps][kLaneStates];                                     ///< B or C
-  ChannelRows<T> delta, z, values;
-  IndexRows<T> indices;
-  Rows rows[kArrays];
-};
-
-/// Adds the shares of `count` steps of a tile, from the segment's border on; `total` is Σ delta' of
-/// the steps between the border and them. kCareful: products of 0 are 0.
-template <bool kGradients, bool kCareful, typename T>
-__device__ __forceinline__ void add_shares(const LaneChangeShared<T>& shared, const LaneStates& A,
-                                           int count, float& total, LaneStates& change) {
-#pragma unroll(kCareful ? 1 : 4)
-  for (int i = 0; i < count; ++i) {
-    const int s = kGradients ? i : kLaneSteps - 1 - i;
-    const float size = shared.size[s][threadIdx.x], value = shared.value[s][threadIdx.x];
-    const float until = kGradients ? total + size : total;
-    LaneStates pairs;
-    read_floats<kLaneStates>(shared.pairs[s], pairs);
-#pragma unroll
-    for (int n = 0; n < kLaneStates; ++n) {
-      const float own = times < kCareful && kGradients > (value, pairs[n]);
-      change[n] = plus_times<kCareful>(own, exp2_fast(until * A[n]), change[n]);
-    }
-    total += size;
-  }
-}
-
-/// Both of the above for d_state 9 to 16, a lane to a channel; the values are u or dy.
-template <typename T, bool kGradients>
-__device__ __forceinline__ void change_by_lanes(const SelectiveScanCudaInputs& in,
-                                                const Activations& values, Alignment aligned,
-                                                bool words) {
-  extern __shared__ char memory[];
-  auto& shared = *reinterpret_cast<LaneChangeShared<T>*>(memory);
-  const WarpPlace<LaneLayout> me(in, aligned.channels);
-  const LaneTiles tiles(in, me, words);
-  const PairWeights w(in, me);
-  OwnStates<LaneLayout> A, change = {};
-  load_rates(in, me, A);
-  bool growing = false;  // decays may overflow
-#pragma unroll
-  for (int n = 0; n < kLaneStates; ++n) growing = growing || !(A[0][n] <= 0.f);
-  put_rows<T>(in, me, me.begin, shared.rows);
-  if (threadIdx.x == 0) {
-    shared.rows[kU] = rows_of<T>(values, me.begin, me.b, me.first_channel);
-    if (kGradients) shared.rows[kB] = shared.rows[kC];
-  }
-  __syncwarp();
-  const int length = static_cast<int>(me.end - me.begin);
-  const int count = (length + kLaneSteps - 1) / kLaneSteps;
-  const bool gated = kGradients && w.gated;
-  int steps = 0, reset = 0;
-  const auto fetch = [&](int tile) {
-    const int first = (kGradients ? tile : count - 1 - tile) * kLaneSteps;
-    steps = min(length - first, kLaneSteps);
-    reset = load_reset(shared.rows, first, steps);
-    tiles.bring(shared.delta, shared.rows[kDelta], first, steps);
-    tiles.bring(shared.values, shared.rows[kU], first, steps);
-    if (gated) tiles.bring(shared.z, shared.rows[kZ], first, steps);
-    tiles.bring(shared.indices, shared.rows[kB], first, steps);
-  };
-  float total[1] = {};
-  unsigned resets = 0;
-  if (count > 0) fetch(0);
-#pragma unroll 1
-  for (int tile = 0; tile < count && resets == 0; ++tile) {
-    wait_for_copies();
-    resets = reset_bits(reset != 0);
-    __syncwarp();
-    float odd = growing ? 1.f : 0.f;
-    widen_indices(shared.indices, &shared.pairs[0][0], odd);
-#pragma unroll 2
-    for (int i = 0; i < kLaneSteps; i += 2) {
-      const int s = pair_step(i);
-      const float2 size = sizes<T>(widen_pair(shared.delta[s]), w, s < steps);
-      float2 value = widen_pair(shared.values[s]);
-      if (gated) {
-        const float2 z = widen_pair(shared.z[s]);
-        open_gate(z.x, value.x);
-        open_gate(z.y, value.y);
-      }
-      if (!kGradients) value = {size.x * value.x, size.y * value.y};
-      note(odd, value);
-      note(odd, size);
-      pair_at(shared.size[s]) = size;
-      pair_at(shared.value[s]) = value;
-    }
-    __syncwarp();
-    if (tile + 1 < count) fetch(tile + 1);
-    int until = kLaneSteps;
-    if (resets != 0) until = kGradients ? __ffs(resets) - 1 : kLaneSteps - 31 + __clz(resets);
-    if (any_odd(odd)) {
-      add_shares<kGradients, true>(shared, A[0], until, total[0], change[0]);
-    } else {
-      add_shares<kGradients, false>(shared, A[0], until, total[0], change[0]);
-    }
-    __syncwarp();
-  }
-  wait_for_copies();
-  store_changes(in, me, resets != 0, total, A, change);
 }
 
 template <typename T>
