@@ -171,27 +171,6 @@ __device__ __forceinline__ void store_states(T* to, int64_t N, const WarpPlace<L
   }
 }
 
-/// A segment's change into segment_states and its decay, from Σ delta', into segment_decays; a
-/// negative decay marks a reset inside. A times log2(e).
-template <class Layout>
-__device__ __forceinline__ void store_changes(const SelectiveScanCudaInputs& in,
-                                              const WarpPlace<Layout>& me, bool reset,
-                                              const float (&sum)[Layout::own],
-                                              const OwnStates<Layout>& A,
-                                              const OwnStates<Layout>& change) {
-  const int64_t at = me.segment * in.B * in.D * in.N + me.state;
-  store_states<Layout>(in.segment_states + at, in.N, me, change);
-  OwnStates<Layout> decay;
-#pragma unroll
-  for (int k = 0; k < Layout::own; ++k) {
-#pragma unroll
-    for (int n = 0; n < Layout::states; ++n) {
-      decay[k][n] = reset ? -1.f : exp2_fast(sum[k] * A[k][n]);
-    }
-  }
-  store_states<Layout>(in.segment_decays + at, in.N, me, decay);
-}
-
 /// A times log2(e): for exponentials of base 2.
 template <class Layout>
 __device__ __forceinline__ void load_rates(const SelectiveScanCudaInputs& in,

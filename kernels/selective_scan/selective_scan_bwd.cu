@@ -140,7 +140,7 @@ __global__ __launch_bounds__(32, 8) void scan_bwd(const __grid_constant__ Select
   };
   // Waits for it; the bits say which of its steps have a reset.
   const auto arrive = [&] {
-    asm volatile("cp.async.wait_all;" ::: "memory");
+    wait_for_copies();
     const unsigned resets = reset_bits(reset != 0);
     __syncwarp();
     return resets;

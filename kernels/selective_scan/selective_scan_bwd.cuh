@@ -92,20 +92,6 @@ struct Starts {
   }
 };
 
-/// Rows of the chunk that begins at step t.
-template <typename T, class Layout>
-__device__ __forceinline__ void put_all_rows(const SelectiveScanCudaBwd& p,
-                                             const WarpPlace<Layout>& me, int64_t t, Rows* rows) {
-  put_rows<T>(p.in, me, t, rows);
-  if (threadIdx.x == 0) {
-    rows[kDy] = rows_of<T>(p.dy, t, me.b, me.first_channel);
-    rows[kDu] = rows_of<T>(p.du, t, me.b, me.first_channel);
-    rows[kDdelta] = rows_of<T>(p.ddelta, t, me.b, me.first_channel);
-    rows[kDz] = rows_of<T>(p.dz, t, me.b, me.first_channel);
-  }
-  __syncwarp();
-}
-
 /// What the way there needs of a tile. Returns 0 if all is finite.
 template <class Layout, typename T>
 __device__ __forceinline__ float put_pass(const SelectiveScanCudaInputs& in,

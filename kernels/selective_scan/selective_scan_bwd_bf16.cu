@@ -42,7 +42,7 @@ __device__ __forceinline__ float slope_of(float x) {
 /// Elementwise work before the recurrences.
 __device__ __forceinline__ void prepare(Bf16Raw& raw, Bf16Shared& shared, const PairWeights& w,
                                         int steps, float& odd) {
-  float even = 0;
+  float even = 0;  // of B, which shows in the states
   widen_indices(raw.B, &all_B(shared)[0][0], even);
   widen_indices(raw.C, &shared.C[0][0], odd);
   const auto keep = [](IndexRows<bf16>& to, const IndexRows<bf16>& from) {
@@ -126,19 +126,6 @@ __device__ __forceinline__ void load_packed(const bf16* from, int64_t N, bool ex
   }
 }
 
-/// Rows of all arrays from the segment's first step on.
-__device__ __forceinline__ void put_all_rows(const SelectiveScanCudaBwd& p,
-                                             const WarpPlace<Layout>& me, Rows* rows) {
-  put_rows<bf16>(p.in, me, me.begin, rows);
-  if (threadIdx.x == 0) {
-    rows[kDy] = rows_of<bf16>(p.dy, me.begin, me.b, me.first_channel);
-    rows[kDu] = rows_of<bf16>(p.du, me.begin, me.b, me.first_channel);
-    rows[kDdelta] = rows_of<bf16>(p.ddelta, me.begin, me.b, me.first_channel);
-    rows[kDz] = rows_of<bf16>(p.dz, me.begin, me.b, me.first_channel);
-  }
-  __syncwarp();
-}
-
 __global__ __launch_bounds__(32, 8) void scan_bwd_by_lanes(
     const __grid_constant__ SelectiveScanCudaBwd p, Alignment aligned, bool words) {
   extern __shared__ char memory[];
@@ -158,7 +145,7 @@ __global__ __launch_bounds__(32, 8) void scan_bwd_by_lanes(
   const float* entering =
       in.segments > 1 ? in.segment_states + me.segment * all_states : p.dlast_state;
   load_states<Layout>(entering != nullptr ? entering + me.state : nullptr, N, me, g_);
-  put_all_rows(p, me, shared.rows);
+  put_all_rows<bf16>(p, me, me.begin, shared.rows);
 
   const int length = static_cast<int>(me.end - me.begin);
   const auto* checkpoint = static_cast<const bf16*>(p.checkpoints) + me.state +

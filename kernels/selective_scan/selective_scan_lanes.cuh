@@ -48,10 +48,6 @@ __device__ __noinline__ void load_rows(T (&to)[kLaneSteps][kWide], const Rows& r
   }
 }
 
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
-
 /// Whether a launch's rows lie in whole words of 16 bytes.
 template <typename T>
 bool in_words(const SelectiveScanCudaInputs& in, const Alignment& aligned,
@@ -111,9 +107,8 @@ __device__ __forceinline__ float2 unpack(unsigned x) {
   return {__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u)};
 }
 __device__ __forceinline__ unsigned pack(float low, float high) {
-  unsigned x;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
-  return x;
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const unsigned&>(pair);
 }
 
 __device__ __forceinline__ float2 widen_pair(__nv_bfloat16 (&row)[kLaneChannels]) {

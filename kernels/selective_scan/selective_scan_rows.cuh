@@ -51,6 +51,20 @@ __device__ __forceinline__ void put_rows(const SelectiveScanCudaInputs& in,
   rows[kReset] = {const_cast<char*>(reset), in.reset.stride_t};
 }
 
+/// The rows of the inputs and of the gradients from step t on.
+template <typename T, class Layout>
+__device__ __forceinline__ void put_all_rows(const SelectiveScanCudaBwd& p,
+                                             const WarpPlace<Layout>& me, int64_t t, Rows* rows) {
+  put_rows<T>(p.in, me, t, rows);
+  if (threadIdx.x == 0) {
+    rows[kDy] = rows_of<T>(p.dy, t, me.b, me.first_channel);
+    rows[kDu] = rows_of<T>(p.du, t, me.b, me.first_channel);
+    rows[kDdelta] = rows_of<T>(p.ddelta, t, me.b, me.first_channel);
+    rows[kDz] = rows_of<T>(p.dz, t, me.b, me.first_channel);
+  }
+  __syncwarp();
+}
+
 /// Whether the state is cleared before this thread's step of a tile, as it lies in memory.
 __device__ __forceinline__ int load_reset(const Rows* all, int first, int steps) {
   const Rows rows = all[kReset];
@@ -73,6 +87,11 @@ __device__ __forceinline__ void move_rows(Rows* all, int count, int64_t steps) {
     if (rows.data != nullptr) rows.data += steps * rows.stride;
   }
   __syncwarp();
+}
+
+/// For this thread's copies to shared memory.
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 /// Copies four elements to shared memory while the thread goes on; zeros where `there` is false.

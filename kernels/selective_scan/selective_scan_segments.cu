@@ -51,7 +51,7 @@ __global__ __launch_bounds__(32, 16) void change_of_states(
   start();
 #pragma unroll 1
   for (int64_t t = last; t >= me.begin && resets == 0; t -= kSteps) {
-    asm volatile("cp.async.wait_all;" ::: "memory");
+    wait_for_copies();
     resets = reset_bits(reset != 0);
     __syncwarp();
     const float4 u = widen_at(shared.raw.four[kU][threadIdx.x]);
@@ -90,7 +90,7 @@ __global__ __launch_bounds__(32, 16) void change_of_states(
     for (int k = 0; k < Layout::own; ++k) after[k] += tile_sum[k];
     __syncwarp();
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  wait_for_copies();
   store_changes(in, me, resets != 0, after, A, h);
 }
 
@@ -133,7 +133,7 @@ __global__ __launch_bounds__(32, 16) void change_of_gradients(
   start();
 #pragma unroll 1
   for (int64_t t = me.begin; t < me.end && resets == 0; t += kSteps) {
-    asm volatile("cp.async.wait_all;" ::: "memory");
+    wait_for_copies();
     resets = reset_bits(reset != 0);
     __syncwarp();
     float4 dy = widen_at(shared.raw.four[kU][threadIdx.x]);
@@ -176,7 +176,7 @@ __global__ __launch_bounds__(32, 16) void change_of_gradients(
     for (int k = 0; k < Layout::own; ++k) total[k] += tile_sum[k];
     __syncwarp();
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  wait_for_copies();
   store_changes(in, me, resets != 0, total, A, g);
 }
 

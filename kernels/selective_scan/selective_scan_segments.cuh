@@ -1,10 +1,31 @@
 #pragma once
-// What a segment of time does to the state, or to the gradient, that enters it, for d_state 9 to
-// 16; for any other it is in selective_scan_segments.cu.
+// What a segment of time does to the state, or to the gradient, that enters it: where that goes,
+// and how it is found for d_state 9 to 16; for any other it is in selective_scan_segments.cu.
 
 #include <retain/kernels/selective_scan/selective_scan_lanes.cuh>
 
 namespace retain::kernels {
+
+/// A segment's change into segment_states and its decay, from Σ delta', into segment_decays; a
+/// negative decay marks a reset inside. A times log2(e).
+template <class Layout>
+__device__ __forceinline__ void store_changes(const SelectiveScanCudaInputs& in,
+                                              const WarpPlace<Layout>& me, bool reset,
+                                              const float (&sum)[Layout::own],
+                                              const OwnStates<Layout>& A,
+                                              const OwnStates<Layout>& change) {
+  const int64_t at = me.segment * in.B * in.D * in.N + me.state;
+  store_states<Layout>(in.segment_states + at, in.N, me, change);
+  OwnStates<Layout> decay;
+#pragma unroll
+  for (int k = 0; k < Layout::own; ++k) {
+#pragma unroll
+    for (int n = 0; n < Layout::states; ++n) {
+      decay[k][n] = reset ? -1.f : exp2_fast(sum[k] * A[k][n]);
+    }
+  }
+  store_states<Layout>(in.segment_decays + at, in.N, me, decay);
+}
 
 template <typename T>
 struct alignas(16) LaneChangeShared {
@@ -20,6 +41,7 @@ struct alignas(16) LaneChangeShared {
 template <bool kGradients, bool kCareful, typename T>
 __device__ __forceinline__ void add_shares(const LaneChangeShared<T>& shared, const LaneStates& A,
                                            int count, float& total, LaneStates& change) {
+  constexpr bool kGuarded = kCareful && kGradients;  // dy of 0, which no output asked for
 #pragma unroll(kCareful ? 1 : 4)
   for (int i = 0; i < count; ++i) {
     const int s = kGradients ? i : kLaneSteps - 1 - i;
@@ -29,7 +51,7 @@ __device__ __forceinline__ void add_shares(const LaneChangeShared<T>& shared, co
     read_floats<kLaneStates>(shared.pairs[s], pairs);
 #pragma unroll
     for (int n = 0; n < kLaneStates; ++n) {
-      const float own = times < kCareful && kGradients > (value, pairs[n]);
+      const float own = times<kGuarded>(value, pairs[n]);
       change[n] = plus_times<kCareful>(own, exp2_fast(until * A[n]), change[n]);
     }
     total += size;

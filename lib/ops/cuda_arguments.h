@@ -10,13 +10,6 @@ namespace retain {
 
 inline kernels::CudaStream current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 
-inline kernels::ActivationType activation_type(at::ScalarType dtype) {
-  if (dtype == at::kHalf) return kernels::ActivationType::fp16;
-  if (dtype == at::kBFloat16) return kernels::ActivationType::bf16;
-  TORCH_INTERNAL_ASSERT(dtype == at::kFloat);
-  return kernels::ActivationType::fp32;
-}
-
 /// A [T, B, …] tensor, read only; its innermost dimension must be contiguous. Undefined = absent.
 inline kernels::Activations activations(const Tensor& tensor) {
   if (!tensor.defined()) return {};

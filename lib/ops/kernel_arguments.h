@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <retain/kernels/common/cuda_types.h>
 #include <retain/kernels/common/time_major.h>
 
 #include <algorithm>
@@ -32,6 +33,13 @@ inline at::ScalarType common_dtype(std::initializer_list<Tensor> tensors) {
     return !tensor.defined() || tensor.scalar_type() == first;
   });
   return same ? first : at::kFloat;
+}
+
+inline kernels::ActivationType activation_type(at::ScalarType dtype) {
+  if (dtype == at::kHalf) return kernels::ActivationType::fp16;
+  if (dtype == at::kBFloat16) return kernels::ActivationType::bf16;
+  TORCH_INTERNAL_ASSERT(dtype == at::kFloat);
+  return kernels::ActivationType::fp32;
 }
 
 /// nullptr for an undefined tensor.

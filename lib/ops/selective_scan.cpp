@@ -51,20 +51,11 @@ ScanFwdOutputs selective_scan_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_
   return op.call(SELECTIVE_SCAN_ARGUMENTS, checkpoint_every, checkpoint_dtype);
 }
 
-namespace {
-
-kernels::ActivationType kernel_type(at::ScalarType dtype) {
-  if (dtype == at::kBFloat16) return kernels::ActivationType::bf16;
-  return dtype == at::kHalf ? kernels::ActivationType::fp16 : kernels::ActivationType::fp32;
-}
-
-}  // namespace
-
 /// CUDA keeps states as often as its memory allows, the CPU at the start of each of its chunks.
 ScanCheckpoints scan_checkpoints(const SelectiveScanTensors& in) {
   if (!in.u.is_cuda()) return {kernels::kScanChunk, state_dtype(in.u)};
   const auto N = in.A.sym_size(1).guard_int(__FILE__, __LINE__);
-  const auto type = kernel_type(common_dtype({in.u, in.delta, in.z, in.B, in.C}));
+  const auto type = activation_type(common_dtype({in.u, in.delta, in.z, in.B, in.C}));
   const bool in_bf16 = kernels::scan_checkpoint_type(N, type) == kernels::ActivationType::bf16;
   return {kernels::scan_checkpoint_every(N, type), in_bf16 ? at::kBFloat16 : state_dtype(in.u)};
 }

@@ -233,7 +233,7 @@ TEST(SelectiveScanCuda, NaNBeforeAResetReachesNothingAfterItInBf16) {
 /// A value that is not finite stays in the steps, channels and indices that it meets.
 TEST(SelectiveScanCuda, NaNReachesOnlyWhatItMeetsInBf16) {
   RETAIN_NEEDS_CUDA();
-  const ScanProblem p{40, 2, 64, 16, 1, {.D = true, .reset = false}};
+  const ScanProblem p{40, 2, 64, 16, 1, {.reset = false}};
   auto in = to(inputs_of(p), at::kBFloat16);
   in[kU][20][0][5] = std::nan("");
   const auto got = differentiate(gpu(p), in);

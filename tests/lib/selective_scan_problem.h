@@ -149,6 +149,7 @@ inline void expect_bad_input_is_named(at::Device device) {
     in.*argument = value.defined() && !value.is_meta() ? value.to(device) : value;
     return error_of([&] { in.run(); });
   };
+  const auto named = at::empty({0}, device).device().str();
   using S = ScanArguments;
   EXPECT_THAT(fails(&S::u, at::Tensor()), HasSubstr("selective_scan: u must be a tensor"));
   EXPECT_THAT(fails(&S::u, at::zeros({3, 2})),
@@ -177,7 +178,7 @@ inline void expect_bad_input_is_named(at::Device device) {
   EXPECT_THAT(fails(&S::initial_state, at::zeros({3, 6, 4})),
               HasSubstr("initial_state must be [B, d_inner, d_state] = [2, 6, 4], got [3, 6, 4]"));
   EXPECT_THAT(fails(&S::initial_state, at::zeros({2, 6, 4}, at::kMeta)),
-              HasSubstr("initial_state must be on the device of u"));
+              HasSubstr("initial_state must be on the device of u, " + named + ", got meta"));
   EXPECT_THAT(fails(&S::initial_state, at::zeros({2, 6, 4}, at::kDouble)),
               HasSubstr("initial_state must have the dtype of u"));
   EXPECT_THAT(fails(&S::reset, at::zeros({2, 3}, at::kBool)),
