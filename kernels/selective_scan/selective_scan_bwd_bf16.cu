@@ -14,21 +14,36 @@ namespace retain::kernels {
 namespace {
 
 /// Stores a tile of gradients.
-__device__ __forceinline__ void store_rows(const ChannelRows<bf16>& from, const Rows& rows,
-                                           int first, int steps, int channels, bool words) {
+__device__ __forceinline__ void store_rows(const Bf16Shared& shared, int first, int steps,
+                                           int channels, bool words, bool gated) {
+  const Rows du = shared.rows[kDu], ddelta = shared.rows[kDdelta], dz = shared.rows[kDz];
   if (words) {
-    const int row = threadIdx.x / 4, col = threadIdx.x % 4 * 16;
+    const int row = threadIdx.x / 4, col = threadIdx.x % 4;
+    uint4 part[3][2];
 #pragma unroll
-    for (int half = 0; half < kSteps; half += 8) {
-      if (half + row < steps) {
-        __stcg(
-            reinterpret_cast<uint4*>(rows.near(first + half + row, col)),
-            *reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(from[half + row]) + col));
+    for (int i = 0; i < 2; ++i) {
+      const int s = row + 8 * i;
+      part[0][i] = reinterpret_cast<const uint4*>(shared.u[s])[col];
+      part[1][i] = reinterpret_cast<const uint4*>(shared.dy_near[s])[col];
+      part[2][i] = reinterpret_cast<const uint4*>(shared.slope[s])[col];
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int s = row + 8 * i;
+      if (s < steps) {
+        __stcg(reinterpret_cast<uint4*>(du.near(first + s, col * 16)), part[0][i]);
+        __stcg(reinterpret_cast<uint4*>(ddelta.near(first + s, col * 16)), part[1][i]);
+        if (gated) __stcg(reinterpret_cast<uint4*>(dz.near(first + s, col * 16)), part[2][i]);
       }
     }
   } else if (threadIdx.x < channels) {
     for (int s = 0; s < steps; ++s) {
-      reinterpret_cast<bf16*>(rows.at(first + s, 0))[threadIdx.x] = from[s][threadIdx.x];
+      const auto put = [&](const Rows& rows, const bf16(&from)[kChannels]) {
+        reinterpret_cast<bf16*>(rows.at(first + s, 0))[threadIdx.x] = from[threadIdx.x];
+      };
+      put(du, shared.u[s]);
+      put(ddelta, shared.dy_near[s]);
+      if (gated) put(dz, shared.slope[s]);
     }
   }
 }
@@ -39,7 +54,14 @@ __device__ __forceinline__ float slope_of(float x) {
   return x < .03125f ? near : 1.f - exp2_fast(-kLog2e * x);
 }
 
-/// Elementwise work before the recurrences.
+// Elementwise work: a lane's pairs of channels four at once, of which all is read before anything
+// is written, because the compiler cannot tell shared memory apart. kUsual: with softplus and a
+// gate.
+
+constexpr int kPairs = kGroup / 2;  ///< of a lane in a group
+
+/// Before the recurrences.
+template <bool kUsual>
 __device__ __forceinline__ void prepare(Bf16Raw& raw, Bf16Shared& shared, const PairWeights& w,
                                         int steps, float& odd) {
   float even = 0;  // of B, which shows in the states
@@ -50,67 +72,104 @@ __device__ __forceinline__ void prepare(Bf16Raw& raw, Bf16Shared& shared, const 
   };
   keep(shared.B_near, raw.B);
   keep(shared.C_near, raw.C);
-#pragma unroll 2
-  for (int i = 0; i < kSteps; i += 2) {
-    const int s = pair_step(i);
-    const unsigned u_pair = pair_at(raw.u[s]);
-    const float2 u = unpack(u_pair);
-    const float2 size = sizes<bf16>(widen_pair(raw.delta[s]), w, s < steps);
-    float2 dy = widen_pair(raw.dout[s]);
-    if (w.gated) {
-      const float2 z = widen_pair(raw.z[s]);
-      const float low = open_gate(z.x, dy.x), high = open_gate(z.y, dy.y);
-      pair_at(shared.slope[s]) = pack(low, high);
+  const bool gated = kUsual || w.gated;
+#pragma unroll 1
+  for (int first = 0; first < kSteps; first += kGroup) {
+    unsigned u[kPairs], delta[kPairs], z[kPairs], dout[kPairs];
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const int s = pair_step(first + 2 * i);
+      u[i] = pair_at(raw.u[s]);
+      delta[i] = pair_at(raw.delta[s]);
+      z[i] = pair_at(raw.z[s]);
+      dout[i] = pair_at(raw.dout[s]);
     }
-    note(odd, dy);
-    pair_at(shared.u[s]) = u_pair;
-    pair_at(shared.size[s]) = size;
-    pair_at(shared.dy[s]) = dy;
-    pair_at(shared.drive[s]) = pack(size.x * u.x, size.y * u.y);
-    pair_at(shared.dy_near[s]) = pack(dy.x, dy.y);
+    float2 size[kPairs], dy[kPairs];
+    unsigned slope[kPairs];
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      size[i] = sizes<bf16, kUsual>(unpack(delta[i]), w, pair_step(first + 2 * i) < steps);
+      dy[i] = unpack(dout[i]);
+      if (gated) {
+        const float2 gate = unpack(z[i]);
+        const float low = open_gate(gate.x, dy[i].x), high = open_gate(gate.y, dy[i].y);
+        slope[i] = pack(low, high);
+      }
+      note(odd, dy[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const int s = pair_step(first + 2 * i);
+      const float2 x = unpack(u[i]);
+      pair_at(shared.u[s]) = u[i];
+      pair_at(shared.size[s]) = size[i];
+      pair_at(shared.dy[s]) = dy[i];
+      if (gated) pair_at(shared.slope[s]) = slope[i];
+      pair_at(shared.drive[s]) = pack(size[i].x * x.x, size[i].y * x.y);
+      pair_at(shared.dy_near[s]) = pack(dy[i].x, dy[i].y);
+    }
   }
+}
+
+__device__ __forceinline__ float2 pair_in(const GroupRows& rows, int step) {
+  return *reinterpret_cast<const float2*>(&rows[step][in_group(step, pair_channel())]);
 }
 
 /// dz of a group.
 template <bool kCareful>
 __device__ __forceinline__ void finish_gate(Bf16Shared& shared, const PairWeights& w, int first,
                                             const GroupRows& y) {
-#pragma unroll 2
-  for (int i = 0; i < kGroup; i += 2) {
-    const int k = pair_step(i), s = first + k;
-    const float2 u = widen_pair(shared.u[s]), slope = widen_pair(shared.slope[s]);
-    const float2 sum = *reinterpret_cast<const float2*>(&y[k][in_group(k, pair_channel())]);
-    pair_at(shared.slope[s]) = pack(times<kCareful>(slope.x, fmaf(w.D.x, u.x, sum.x)),
-                                    times<kCareful>(slope.y, fmaf(w.D.y, u.y, sum.y)));
+  float2 u[kPairs], slope[kPairs], sum[kPairs];
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const int k = pair_step(2 * i), s = first + k;
+    u[i] = widen_pair(shared.u[s]);
+    slope[i] = widen_pair(shared.slope[s]);
+    sum[i] = pair_in(y, k);
+  }
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const auto dz = [&](auto m) {
+      return times<kCareful>(slope[i].*m, fmaf(w.D.*m, u[i].*m, sum[i].*m));
+    };
+    pair_at(shared.slope[first + pair_step(2 * i)]) = pack(dz(&float2::x), dz(&float2::y));
   }
 }
 
 /// du and ddelta of a group.
-template <bool kCareful>
+template <bool kCareful, bool kUsual>
 __device__ __forceinline__ void finish(Bf16Shared& shared, PairWeights& w, int first, int steps,
                                        const GroupRows& by_input, const GroupRows& by_decay) {
-#pragma unroll 2
-  for (int i = 0; i < kGroup; i += 2) {
-    const int k = pair_step(i), s = first + k, at = in_group(k, pair_channel());
-    const float2 u2 = widen_pair(shared.u[s]), size2 = pair_at(shared.size[s]);
-    const float2 dy2 = pair_at(shared.dy[s]);
-    const float2 input2 = *reinterpret_cast<const float2*>(&by_input[k][at]);
-    const float2 decay2 = *reinterpret_cast<const float2*>(&by_decay[k][at]);
-    float2 du, ddelta;
+  float2 u[kPairs], size[kPairs], dy[kPairs], input[kPairs], decay[kPairs];
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const int k = pair_step(2 * i), s = first + k;
+    u[i] = widen_pair(shared.u[s]);
+    size[i] = pair_at(shared.size[s]);
+    dy[i] = pair_at(shared.dy[s]);
+    input[i] = pair_in(by_input, k);
+    decay[i] = pair_in(by_decay, k);
+  }
+  float2 du[kPairs], ddelta[kPairs];
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
     const auto each = [&](auto m) {
-      const float u = u2.*m, size = size2.*m, dy = dy2.*m, input = input2.*m;
-      float dsize = fmaf(decay2.*m, kLn2, times<kCareful>(input, u));
-      if (w.softplus) dsize = times<kCareful>(dsize, slope_of(size));
-      if (s >= steps) dsize = 0;
-      du.*m = plus_times<kCareful>(input, size, w.D.*m * dy);
-      ddelta.*m = dsize;
-      w.dD.*m = plus_times<kCareful>(dy, u, w.dD.*m);
+      float dsize = fmaf(decay[i].*m, kLn2, times<kCareful>(input[i].*m, u[i].*m));
+      if (kUsual || w.softplus) dsize = times<kCareful>(dsize, slope_of(size[i].*m));
+      if (first + pair_step(2 * i) >= steps) dsize = 0;
+      du[i].*m = plus_times<kCareful>(input[i].*m, size[i].*m, w.D.*m * dy[i].*m);
+      ddelta[i].*m = dsize;
+      w.dD.*m = plus_times<kCareful>(dy[i].*m, u[i].*m, w.dD.*m);
       w.dbias.*m += dsize;
     };
     each(&float2::x);
     each(&float2::y);
-    pair_at(shared.u[s]) = pack(du.x, du.y);
-    pair_at(shared.dy_near[s]) = pack(ddelta.x, ddelta.y);
+  }
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const int s = first + pair_step(2 * i);
+    pair_at(shared.u[s]) = pack(du[i].x, du[i].y);
+    pair_at(shared.dy_near[s]) = pack(ddelta[i].x, ddelta[i].y);
   }
 }
 
@@ -139,6 +198,7 @@ __global__ __launch_bounds__(32, 8) void scan_bwd_by_lanes(
   const int64_t pairs_at = me.channel_block * in.T * stride_t + (me.b * in.G + me.group) * in.N;
   const bool exists = me.channel < me.channels;
   PairWeights w(in, me);
+  const bool usual = w.softplus && w.gated;
   OwnStates<Layout> A_, g_, dA_ = {};
   States &A = A_[0], &g = g_[0], &dA = dA_[0];
   load_rates(in, me, A_);
@@ -156,13 +216,16 @@ __global__ __launch_bounds__(32, 8) void scan_bwd_by_lanes(
   Packed before;
   const auto fetch = [&](int first) {
     const int steps = min(length - first, kSteps);
+    // All addresses first: a copy would hold back the reads of the next rows.
+    const Rows u = shared.rows[kU], delta = shared.rows[kDelta], z = shared.rows[kZ];
+    const Rows dout = shared.rows[kDy], B = shared.rows[kB], C = shared.rows[kC];
     reset = load_reset(shared.rows, first, steps);
-    tiles.bring(raw.u, shared.rows[kU], first, steps);
-    tiles.bring(raw.delta, shared.rows[kDelta], first, steps);
-    tiles.bring(raw.z, shared.rows[kZ], first, steps);
-    tiles.bring(raw.dout, shared.rows[kDy], first, steps);
-    tiles.bring(raw.B, shared.rows[kB], first, steps);
-    tiles.bring(raw.C, shared.rows[kC], first, steps);
+    tiles.bring(raw.u, u, first, steps);
+    tiles.bring(raw.delta, delta, first, steps);
+    tiles.bring(raw.z, z, first, steps);
+    tiles.bring(raw.dout, dout, first, steps);
+    tiles.bring(raw.B, B, first, steps);
+    tiles.bring(raw.C, C, first, steps);
     load_packed(checkpoint, N, exists, before);
     checkpoint -= all_states;
   };
@@ -175,7 +238,11 @@ __global__ __launch_bounds__(32, 8) void scan_bwd_by_lanes(
     const unsigned resets = reset_bits(reset != 0);
     __syncwarp();
     float odd = 0;
-    prepare(raw, shared, w, steps, odd);
+    if (usual) {
+      prepare<true>(raw, shared, w, steps, odd);
+    } else {
+      prepare<false>(raw, shared, w, steps, odd);
+    }
     States h;
     before.get(h);
     __syncwarp();
@@ -238,15 +305,15 @@ __global__ __launch_bounds__(32, 8) void scan_bwd_by_lanes(
       products.sums.put_over_indices(by_input);
       __syncwarp();
       if (careful) {
-        finish<true>(shared, w, k, steps, by_input, by_decay);
+        finish<true, false>(shared, w, k, steps, by_input, by_decay);
+      } else if (usual) {
+        finish<false, true>(shared, w, k, steps, by_input, by_decay);
       } else {
-        finish<false>(shared, w, k, steps, by_input, by_decay);
+        finish<false, false>(shared, w, k, steps, by_input, by_decay);
       }
       __syncwarp();
     }
-    store_rows(shared.u, shared.rows[kDu], first, steps, me.channels, tiles.words);
-    store_rows(shared.dy_near, shared.rows[kDdelta], first, steps, me.channels, tiles.words);
-    if (w.gated) store_rows(shared.slope, shared.rows[kDz], first, steps, me.channels, tiles.words);
+    store_rows(shared, first, steps, me.channels, tiles.words, w.gated);
     __syncwarp();
   }
   store_states<Layout>(p.dA_rows + me.segment * all_states + me.state, N, me, dA_);

@@ -22,7 +22,7 @@ using IndexRows = T[kLaneSteps][kLaneStates];
 
 /// Starts to bring the rows of a tile that exist; zeros for the others.
 template <typename T, int kWide>
-__device__ __forceinline__ void copy_rows(T (&to)[kLaneSteps][kWide], const Rows& rows, int first,
+__device__ __forceinline__ void copy_rows(T (&to)[kLaneSteps][kWide], Rows rows, int first,
                                           int steps) {
   constexpr int kCopies = kWide * sizeof(T) / 16, kAtOnce = 32 / kCopies;  // of a row; rows
   const int row = threadIdx.x / kCopies, column = threadIdx.x % kCopies * 16;
@@ -38,8 +38,8 @@ __device__ __forceinline__ void copy_rows(T (&to)[kLaneSteps][kWide], const Rows
 
 /// The same for any rows, here and now.
 template <typename T, int kWide>
-__device__ __noinline__ void load_rows(T (&to)[kLaneSteps][kWide], const Rows& rows, int count,
-                                       int first, int steps) {
+__device__ __noinline__ void load_rows(T (&to)[kLaneSteps][kWide], Rows rows, int count, int first,
+                                       int steps) {
   for (int i = threadIdx.x; i < kLaneSteps * kWide; i += 32) {
     const int step = i / kWide, at = i % kWide;
     const bool there = step < steps && at < count && rows.data != nullptr;
@@ -76,7 +76,7 @@ struct LaneTiles {
         N(static_cast<int>(in.N)) {}
 
   template <typename T, int kWide>
-  __device__ __forceinline__ void bring(T (&to)[kLaneSteps][kWide], const Rows& rows, int first,
+  __device__ __forceinline__ void bring(T (&to)[kLaneSteps][kWide], Rows rows, int first,
                                         int steps) const {
     if (words) {
       copy_rows(to, rows, first, steps);
@@ -141,10 +141,10 @@ struct PairWeights {
 };
 
 /// delta' of a pair, 0 where it is not there.
-template <typename T>
+template <typename T, bool kUsual = false>
 __device__ __forceinline__ float2 sizes(float2 delta, const PairWeights& w, bool there) {
   float2 size{delta.x + w.bias.x, delta.y + w.bias.y};
-  if (w.softplus) size = {softplus_for<T>(size.x), softplus_for<T>(size.y)};
+  if (kUsual || w.softplus) size = {softplus_for<T>(size.x), softplus_for<T>(size.y)};
   return there ? size : float2{};
 }
 
