@@ -30,6 +30,17 @@ struct WarpLayout {
   static constexpr int channels = across * own;
   static constexpr int quads = channels / 4;
   static constexpr int steps = threads / quads;  ///< of a tile
+
+  /// Threads from one lane of a channel to its next. Two where warps share the work: a read of 16
+  /// bytes a thread, of B or C, takes half as long if neighbours read the same. (A warp alone has
+  /// few registers, and loses more by the mapping.)
+  static constexpr int apart = kWarps > 1 && lanes < 32 ? 2 : 1;
+  static __device__ __forceinline__ unsigned lane(unsigned thread) {
+    return thread / apart % lanes;
+  }
+  static __device__ __forceinline__ unsigned place(unsigned thread) {  ///< over channels
+    return thread / (apart * lanes) * apart + thread % apart;
+  }
 };
 
 /// The thread's own values of [.., D, N].
@@ -65,9 +76,9 @@ struct WarpPlace {
     channels = static_cast<int>(min(per_group - first, int64_t{Layout::channels}));
     begin = segment * in.segment_steps;
     end = in.segments == 1 ? in.T : min(in.T, begin + in.segment_steps);
-    const int thread = threadIdx.x % Layout::threads;
-    channel = thread / Layout::lanes * Layout::own;
-    n = thread % Layout::lanes * Layout::states;
+    const unsigned thread = threadIdx.x % Layout::threads;
+    channel = Layout::place(thread) * Layout::own;
+    n = Layout::lane(thread) * Layout::states;
     state = (b * in.D + first_channel + channel) * in.N + n;
     four_step = thread / Layout::quads;
     four = thread % Layout::quads * 4;
@@ -345,11 +356,13 @@ struct LaneSums {
 
   __device__ __forceinline__ void put(const WarpPlace<Layout>& me, float (&own)[Layout::own]) {
     constexpr int kEach = Layout::lanes / parts;
-    const int lane = threadIdx.x % Layout::lanes;
+    const int lane = Layout::lane(threadIdx.x);
 #pragma unroll
     for (int bit = 1; bit < kEach; bit *= 2) {
 #pragma unroll
-      for (int k = 0; k < Layout::own; ++k) own[k] += __shfl_xor_sync(~0u, own[k], bit);
+      for (int k = 0; k < Layout::own; ++k) {
+        own[k] += __shfl_xor_sync(~0u, own[k], bit * Layout::apart);
+      }
     }
     if (lane % kEach == 0) write_floats(&part[lane / kEach][me.channel], own);
   }

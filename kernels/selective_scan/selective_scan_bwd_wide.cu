@@ -123,12 +123,12 @@ __device__ __forceinline__ void pass_part(const BwdShared<Layout>& shared,
 /// in those threads where c and k agree in their low bits.
 template <class Layout>
 __device__ __forceinline__ void sum_over_channels(float (&value)[2 * Layout::states]) {
-  const int channel = threadIdx.x % 32 / Layout::lanes;
+  const int channel = Layout::channel() % Layout::warp_channels;
 #pragma unroll
   for (int bit = 1; bit < Layout::warp_channels; bit *= 2) {
     const int left = Layout::states / bit;
     if (left == 0) {
-      value[0] += __shfl_xor_sync(~0u, value[0], bit * Layout::lanes);
+      value[0] += __shfl_xor_sync(~0u, value[0], Layout::channel_bit(bit));
       continue;
     }
 #pragma unroll
@@ -136,7 +136,7 @@ __device__ __forceinline__ void sum_over_channels(float (&value)[2 * Layout::sta
       const bool odd = (channel & bit) != 0;
       const float keep = odd ? value[2 * j + 1] : value[2 * j];
       const float give = odd ? value[2 * j] : value[2 * j + 1];
-      value[j] = keep + __shfl_xor_sync(~0u, give, bit * Layout::lanes);
+      value[j] = keep + __shfl_xor_sync(~0u, give, Layout::channel_bit(bit));
     }
   }
 }
@@ -146,7 +146,7 @@ __device__ __forceinline__ void store_by_warp(const float (&value)[2 * Layout::s
                                               const ThreadPlace<Layout>& me, float* by_warp) {
   constexpr int kValues = 2 * Layout::states;
   constexpr int kStride = Layout::warp_channels < kValues ? Layout::warp_channels : kValues;
-  const int channel = threadIdx.x % 32 / Layout::lanes;
+  const int channel = Layout::channel() % Layout::warp_channels;
   if (channel >= kValues) return;
 #pragma unroll
   for (int j = 0; j < kValues / kStride; ++j) {

@@ -29,6 +29,15 @@ struct ScanLayout {
   static constexpr int pairs = kTile * padded_n;  ///< of B or C in a tile
   static constexpr int pairs_a_thread = (pairs + threads - 1) / threads;
   static constexpr int group = 4;  ///< steps whose sums over n are made together
+
+  /// As in WarpLayout: neighbouring threads are pairs of channels.
+  static constexpr int apart = lanes < 32 ? 2 : 1;
+  static __device__ __forceinline__ int lane() { return threadIdx.x / apart % lanes; }
+  static __device__ __forceinline__ int channel() {  ///< in the block
+    return threadIdx.x / (apart * lanes) * apart + threadIdx.x % apart;
+  }
+  /// What bit of a thread is a channel's.
+  static __device__ constexpr int channel_bit(int bit) { return bit < apart ? bit : bit * lanes; }
 };
 
 /// Calls run(ScanLayout{}) with the layout that fits d_state.
@@ -87,8 +96,8 @@ struct ThreadPlace {
   int64_t state;  ///< offset of its first state index in [B, D, N]
 
   __device__ __forceinline__ ThreadPlace(const SelectiveScanCudaInputs& in, const BlockPlace& place)
-      : channel(threadIdx.x / Layout::lanes),
-        lane(threadIdx.x % Layout::lanes),
+      : channel(Layout::channel()),
+        lane(Layout::lane()),
         live(channel < place.channels),
         state(((place.b * in.D) + place.first_channel + channel) * in.N + lane * Layout::states) {}
 
@@ -217,12 +226,12 @@ __device__ __forceinline__ void step_sizes(float4 delta, const float (&bias)[4],
 /// l % group.
 template <class Layout>
 __device__ __forceinline__ float sum_over_lanes(float (&value)[Layout::group]) {
-  const int lane = threadIdx.x % Layout::lanes;
+  const int lane = Layout::lane();
 #pragma unroll
   for (int bit = 1; bit < Layout::lanes; bit *= 2) {
     const int left = Layout::group / (2 * bit);
     if (left == 0) {
-      value[0] += __shfl_xor_sync(~0u, value[0], bit);
+      value[0] += __shfl_xor_sync(~0u, value[0], bit * Layout::apart);
       continue;
     }
 #pragma unroll
@@ -230,7 +239,7 @@ __device__ __forceinline__ float sum_over_lanes(float (&value)[Layout::group]) {
       const bool odd = (lane & bit) != 0;
       const float keep = odd ? value[2 * j + 1] : value[2 * j];
       const float give = odd ? value[2 * j] : value[2 * j + 1];
-      value[j] = keep + __shfl_xor_sync(~0u, give, bit);
+      value[j] = keep + __shfl_xor_sync(~0u, give, bit * Layout::apart);
     }
   }
   return value[0];

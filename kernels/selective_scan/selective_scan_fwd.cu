@@ -85,24 +85,27 @@ struct StepInputs {
   }
 };
 
-/// Steps that are unrolled.
+/// Steps that are unrolled, without resets and with them.
 template <class Layout>
-constexpr int kGroup = Layout::own* Layout::states > 8 ? 4 : 8;
+constexpr int kShort = Layout::own* Layout::states > 8 ? 4 : 8;
+template <class Layout>
+constexpr int kGroup = Layout::own* Layout::states > 8 ? 4 : std::min(16, kTileSteps<Layout>);
 constexpr int64_t kFullBlocks = 200;  ///< that fill any GPU but the last few multiprocessors
 
-/// A group of steps. All is read before the sums are written, which the compiler cannot tell apart.
-template <bool kResets, class Layout>
+/// A group of steps. Sums are written after the inputs of the next steps are read, which the
+/// compiler cannot tell apart.
+template <bool kResets, int kSteps, class Layout>
 __device__ __forceinline__ void scan_group(FwdTile<Layout>& tile, const WarpPlace<Layout>& me,
                                            const OwnStates<Layout>& A, int first, unsigned resets,
                                            OwnStates<Layout>& h) {
-  constexpr int kAhead = kGroup<Layout> / 2;  // steps read at once
-  static_assert(kTileSteps<Layout> % kGroup<Layout> == 0);
+  constexpr int kAhead = kShort<Layout> / 2, kWritten = 4;  // steps read ahead, written at once
+  static_assert(kTileSteps<Layout> % kSteps == 0 && kSteps % kWritten == 0);
   StepInputs<Layout> inputs[kAhead];
-  float y[kGroup<Layout>][Layout::own];
+  float y[kWritten][Layout::own];
 #pragma unroll
   for (int s = 0; s < kAhead; ++s) inputs[s].read(tile, me, first + s);
 #pragma unroll
-  for (int s = 0; s < kGroup<Layout>; ++s) {
+  for (int s = 0; s < kSteps; ++s) {
     auto& x = inputs[s % kAhead];
     const bool reset = kResets && (resets >> s & 1);
 #pragma unroll
@@ -111,12 +114,14 @@ __device__ __forceinline__ void scan_group(FwdTile<Layout>& tile, const WarpPlac
       for (int n = 0; n < Layout::states; ++n) {
         h[k][n] = advance(reset ? 0.f : h[k][n], x.delta[k], A[k][n], x.drive[k], x.B[n]);
       }
-      y[s][k] = own_sum(x.C, h[k]);
+      y[s % kWritten][k] = own_sum(x.C, h[k]);
     }
-    if (s + kAhead < kGroup<Layout>) x.read(tile, me, first + s + kAhead);
-  }
+    if (s + kAhead < kSteps) x.read(tile, me, first + s + kAhead);
+    if (s % kWritten == kWritten - 1) {
 #pragma unroll
-  for (int s = 0; s < kGroup<Layout>; ++s) tile.y[first + s].put(me, y[s]);
+      for (int i = 0; i < kWritten; ++i) tile.y[first + s + 1 - kWritten + i].put(me, y[i]);
+    }
+  }
 }
 
 /// The steps of a tile; a group without resets goes the quick way.
@@ -130,9 +135,12 @@ __device__ __forceinline__ void scan_tile(FwdTile<Layout>& tile, const WarpPlace
     checkpoints.keep(h, N, me, kGroup<Layout>);
     const unsigned here = resets >> first & ((1u << kGroup<Layout>)-1);
     if (here == 0) {
-      scan_group<false>(tile, me, A, first, 0, h);
+      scan_group<false, kGroup<Layout>>(tile, me, A, first, 0, h);
     } else {
-      scan_group<true>(tile, me, A, first, here, h);
+#pragma unroll 1
+      for (int part = 0; part < kGroup<Layout>; part += kShort<Layout>) {
+        scan_group<true, kShort<Layout>>(tile, me, A, first + part, here >> part, h);
+      }
     }
   }
 }
@@ -351,16 +359,20 @@ void dispatch_fwd_layout(const SelectiveScanCudaInputs& in, const Run& run) {
   if (in.N <= 4) return run(WarpLayout<1, 4, 1, 4>{});
   if (in.N <= 8) return run(WarpLayout<2, 4, 2, 4>{});
   if (in.N <= 16) {
-    const WarpLayout<4, 4, 1, 4> one;        // 32 channels
+    const WarpLayout<4, 4, 1, 2> least;      // 16 channels
+    const WarpLayout<4, 4, 1, 4> one;        // 32
     const WarpLayout<4, 4, 2, 3> two_small;  // 48
     const WarpLayout<4, 4, 2, 4> two;        // 64
+    if (blocks(least) <= kAtOnce / 2) return run(least);
     if (blocks(one) <= kAtOnce) return run(one);
     if (blocks(two_small) <= kAtOnce) return run(two_small);
     if (blocks(two) <= kAtOnce) return run(two);
     return either(WarpLayout<4, 4, 4, 4>{}, two);
   }
   if (in.N <= 32) {
-    const WarpLayout<8, 4, 1, 4> one;  // 16 channels
+    const WarpLayout<8, 4, 1, 2> least;  // 8 channels, whose serving warps fp32 keeps too busy
+    const WarpLayout<8, 4, 1, 4> one;    // 16
+    if (in.type == ActivationType::bf16 && blocks(least) <= kAtOnce / 2) return run(least);
     if (blocks(one) <= kAtOnce) return run(one);
     return either(WarpLayout<8, 4, 4, 4>{}, WarpLayout<8, 4, 2, 4>{});
   }
