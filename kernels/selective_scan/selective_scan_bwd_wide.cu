@@ -27,6 +27,7 @@ struct alignas(16) BwdShared {
   float u[kTile][Layout::channels], slope[kTile][Layout::channels];
   float dz[kTile][Layout::channels];  ///< dL/dout · silu'(z), which lacks the factor y
   float by_warp[Layout::warps][kTile][2 * Layout::padded_n];  ///< dB, then dC
+  float bias[Layout::channels], D[Layout::channels];
   float4 dD[Layout::fours_a_thread][Layout::threads],
       dbias[Layout::fours_a_thread][Layout::threads];
 };
@@ -42,21 +43,32 @@ __device__ bool put_tile(const SelectiveScanCudaBwd& p, const BlockPlace& place,
   MatrixWalk<Layout, T> C(in.C_matrix, in.C_stride_g, place, tile);
   if (kForward) B.fetch(in.B_matrix, in.N, steps);
   if (kGradients) C.fetch(in.C_matrix, in.N, steps);
-  float bias[4];
-  mine.load(in.delta_bias, place, bias);
+  const float* bias = &shared.bias[mine.channel];
   float odd = 0;
 #pragma unroll
   for (int k = 0; k < Layout::fours_a_thread; ++k) {
     if (!mine.inside(k, kTile)) continue;
     const bool there = mine.inside(k, steps);
-    const auto load = [&](const Activations& x) {
-      const T* from = mine.template at<T>(x, place, tile) + k * mine.stride * x.stride_t;
-      const bool exists = there && x.data != nullptr;
-      return widen<T>(load_four(from, exists ? mine.count : 0, exists && mine.whole));
+    const auto at = [&](const Activations& x) {
+      return mine.template at<T>(x, place, tile) + k * mine.stride * x.stride_t;
     };
-    const float4 u4 = load(in.u), delta4 = load(in.delta);
-    const float4 dout4 = kGradients ? load(p.dy) : float4{};
-    const float4 z4 = kGradients ? load(in.z) : float4{};
+    Four<T> raw_u, raw_delta, raw_dout = {}, raw_z = {};
+    if (there && mine.whole) {  // with nothing between the loads that waits for one
+      raw_u = load_four(at(in.u), 4, true);
+      raw_delta = load_four(at(in.delta), 4, true);
+      if (kGradients) raw_dout = load_four(at(p.dy), 4, true);
+      if (kGradients && in.z.data != nullptr) raw_z = load_four(at(in.z), 4, true);
+    } else {
+      const auto load = [&](const Activations& x) {
+        return load_four(at(x), there && x.data != nullptr ? mine.count : 0, false);
+      };
+      raw_u = load(in.u);
+      raw_delta = load(in.delta);
+      if (kGradients) raw_dout = load(p.dy);
+      if (kGradients) raw_z = load(in.z);
+    }
+    const float4 u4 = widen<T>(raw_u), delta4 = widen<T>(raw_delta);
+    const float4 dout4 = widen<T>(raw_dout), z4 = widen<T>(raw_z);
     const float u[4] = {u4.x, u4.y, u4.z, u4.w},
                 delta[4] = {delta4.x, delta4.y, delta4.z, delta4.w};
     const float dout[4] = {dout4.x, dout4.y, dout4.z, dout4.w}, z[4] = {z4.x, z4.y, z4.z, z4.w};
@@ -231,8 +243,7 @@ __device__ void finish_tile(const SelectiveScanCudaBwd& p, const BlockPlace& pla
                             const FourPlace<Layout>& mine, int64_t tile, int steps,
                             BwdShared<Layout>& shared) {
   const auto& in = p.in;
-  float D[4];
-  mine.load(in.D_skip, place, D);
+  const float* D = &shared.D[mine.channel];
 #pragma unroll
   for (int k = 0; k < Layout::fours_a_thread; ++k) {
     if (!mine.inside(k, steps)) continue;
@@ -353,6 +364,16 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bw
   for (int k = 0; k < Layout::fours_a_thread; ++k) {
     shared.dD[k][threadIdx.x] = shared.dbias[k][threadIdx.x] = {};
   }
+
+  for (int channel = threadIdx.x; channel < Layout::channels; channel += Layout::threads) {
+    const auto at = [&](const float* from) {
+      return from != nullptr && channel < place.channels ? from[place.first_channel + channel]
+                                                         : 0.f;
+    };
+    shared.bias[channel] = at(in.delta_bias);
+    shared.D[channel] = at(in.D_skip);
+  }
+  __syncthreads();
 
   const int64_t chunks = (place.end - place.begin + in.checkpoint_every - 1) / in.checkpoint_every;
   for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {

@@ -150,15 +150,6 @@ struct FourPlace {
     return static_cast<T*>(x.data) + (t + step) * x.stride_t + place.b * x.stride_b +
            place.first_channel + channel;
   }
-
-  /// A [D] vector's four, 0 where it is absent.
-  __device__ __forceinline__ void load(const float* from, const BlockPlace& place,
-                                       float (&x)[4]) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      x[i] = from != nullptr && i < count ? from[place.first_channel + channel + i] : 0.f;
-    }
-  }
 };
 
 /// Whether the state is cleared before this thread's step of the tile: the lanes of a warp share
@@ -211,7 +202,7 @@ struct MatrixWalk {
 };
 
 /// delta' of four elements.
-__device__ __forceinline__ void step_sizes(float4 delta, const float (&bias)[4], bool use_softplus,
+__device__ __forceinline__ void step_sizes(float4 delta, const float* bias, bool use_softplus,
                                            float (&size)[4]) {
   size[0] = delta.x + bias[0];
   size[1] = delta.y + bias[1];
