@@ -87,10 +87,12 @@ __device__ __forceinline__ void change_by_lanes(const SelectiveScanCudaInputs& i
     const int first = (kGradients ? tile : count - 1 - tile) * kLaneSteps;
     steps = min(length - first, kLaneSteps);
     reset = load_reset(shared.rows, first, steps);
-    tiles.bring(shared.delta, shared.rows[kDelta], first, steps);
-    tiles.bring(shared.values, shared.rows[kU], first, steps);
-    if (gated) tiles.bring(shared.z, shared.rows[kZ], first, steps);
-    tiles.bring(shared.indices, shared.rows[kB], first, steps);
+    const Rows delta = shared.rows[kDelta], values = shared.rows[kU];
+    const Rows z = shared.rows[kZ], indices = shared.rows[kB];
+    tiles.bring(shared.delta, delta, first, steps);
+    tiles.bring(shared.values, values, first, steps);
+    if (gated) tiles.bring(shared.z, z, first, steps);
+    tiles.bring(shared.indices, indices, first, steps);
   };
   float total[1] = {};
   unsigned resets = 0;
@@ -102,21 +104,31 @@ __device__ __forceinline__ void change_by_lanes(const SelectiveScanCudaInputs& i
     __syncwarp();
     float odd = growing ? 1.f : 0.f;
     widen_indices(shared.indices, &shared.pairs[0][0], odd);
-#pragma unroll 2
-    for (int i = 0; i < kLaneSteps; i += 2) {
-      const int s = pair_step(i);
-      const float2 size = sizes<T>(widen_pair(shared.delta[s]), w, s < steps);
-      float2 value = widen_pair(shared.values[s]);
-      if (gated) {
-        const float2 z = widen_pair(shared.z[s]);
-        open_gate(z.x, value.x);
-        open_gate(z.y, value.y);
+#pragma unroll 1
+    for (int first = 0; first < kLaneSteps; first += 8) {
+      // All is read before anything is written: the compiler cannot tell shared memory apart.
+      float2 size[4], value[4], z[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int s = pair_step(first + 2 * i);
+        size[i] = widen_pair(shared.delta[s]);
+        value[i] = widen_pair(shared.values[s]);
+        if (kGradients) z[i] = widen_pair(shared.z[s]);
       }
-      if (!kGradients) value = {size.x * value.x, size.y * value.y};
-      note(odd, value);
-      note(odd, size);
-      pair_at(shared.size[s]) = size;
-      pair_at(shared.value[s]) = value;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int s = pair_step(first + 2 * i);
+        size[i] = sizes<T>(size[i], w, s < steps);
+        if (gated) {
+          open_gate(z[i].x, value[i].x);
+          open_gate(z[i].y, value[i].y);
+        }
+        if (!kGradients) value[i] = {size[i].x * value[i].x, size[i].y * value[i].y};
+        note(odd, value[i]);
+        note(odd, size[i]);
+        pair_at(shared.size[s]) = size[i];
+        pair_at(shared.value[s]) = value[i];
+      }
     }
     __syncwarp();
     if (tile + 1 < count) fetch(tile + 1);
