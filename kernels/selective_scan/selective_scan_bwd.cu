@@ -12,6 +12,7 @@
 
 #include <retain/kernels/common/sum_parts.cuh>
 #include <retain/kernels/selective_scan/selective_scan_bwd.cuh>
+#include <retain/kernels/selective_scan/selective_scan_lanes.cuh>
 
 namespace retain::kernels {
 namespace {
@@ -253,9 +254,7 @@ void launch_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
     using T = decltype(element);
     dispatch_bwd_layout(p.in.N, [&](auto layout) {
       using Layout = decltype(layout);
-      if constexpr (std::is_same_v<T, __nv_bfloat16> && Layout::padded_n > 8) {
-        launch_bf16_bwd(p, stream);
-      } else {
+      if constexpr (!std::is_same_v<T, __nv_bfloat16> || Layout::padded_n <= 8) {
         launch_layout<T, Layout>(p, stream);
       }
     });
@@ -265,6 +264,7 @@ void launch_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
 }  // namespace
 
 int64_t selective_scan_cuda_channel_blocks(const SelectiveScanCudaInputs& in) {
+  if (keeps_bf16(in)) return channel_blocks<LaneLayout>(in);
   if (in.N > kSmallState) return wide_channel_blocks(in);
   int64_t blocks = 0;
   dispatch_bwd_layout(in.N, [&](auto layout) { blocks = channel_blocks<decltype(layout)>(in); });
@@ -275,7 +275,9 @@ void selective_scan_cuda_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
   const auto& in = p.in;
   const int64_t rows = in.segments * in.B;
   if (in.B * in.D > 0 && in.segments > 1) enter_segments(p, stream);
-  if (in.N > kSmallState) {
+  if (keeps_bf16(in)) {
+    launch_bf16_bwd(p, stream);
+  } else if (in.N > kSmallState) {
     launch_wide_bwd(p, stream);
   } else {
     launch_bwd(p, stream);

@@ -1,11 +1,13 @@
-// Backward pass of the selective scan for bf16 and d_state 9 to 16, whose forward pass left bf16
-// states every 16 steps; the equations are in selective_scan_bwd.cu.
+// Backward pass of the selective scan for bf16 and d_state 9 to 32, whose forward pass left bf16
+// states; the equations are in selective_scan_bwd.cu.
 //
-// A warp owns 32 channels, a lane one of them with all its states, so that a step's recurrences
-// need no exchange. Time runs in tiles of 16 steps between kept states, from the last: elementwise
-// work by pairs of channels; forward, with the state after each step left in shared memory as bf16;
-// back, with its gradient in the state's place. Sums over channels (dB, dC) and over indices (y,
-// du) are matrix products of these with bf16 factors, on the tensor cores, added up in fp32.
+// A warp owns 32 channels, a lane one of them with 16 states, so that a step's recurrences need no
+// exchange; above 16 two warps share the channels. Time runs in tiles of 16 steps, from the last:
+// elementwise work by pairs of channels; forward, with the state after each step left in shared
+// memory as bf16; back, with its gradient in the state's place. Sums over channels (dB, dC) and
+// over indices (y, du) are matrix products of these with bf16 factors, on the tensor cores, added
+// up in fp32. With two warps states are kept every 32 steps, and a chunk's first tile is passed
+// once more, for the states that enter its second.
 
 #include <retain/kernels/common/sum_parts.cuh>
 #include <retain/kernels/selective_scan/selective_scan_bwd_bf16.cuh>
@@ -14,22 +16,26 @@ namespace retain::kernels {
 namespace {
 
 /// Stores a tile of gradients.
-__device__ __forceinline__ void store_rows(const Bf16Shared& shared, int first, int steps,
+template <int kWarps>
+__device__ __forceinline__ void store_rows(Bf16Shared<kWarps>& shared, int first, int steps,
                                            int channels, bool words, bool gated) {
-  const Rows du = shared.rows[kDu], ddelta = shared.rows[kDdelta], dz = shared.rows[kDz];
+  const auto& rows = own_of(shared).rows;
+  const Rows du = rows[kDu], ddelta = rows[kDdelta], dz = rows[kDz];
+  constexpr int kHalves = 2 / kWarps;  // of a tile, for each warp
+  const int half = warp_of<kWarps>();
   if (words) {
     const int row = threadIdx.x / 4, col = threadIdx.x % 4;
-    uint4 part[3][2];
+    uint4 part[3][kHalves];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int s = row + 8 * i;
+    for (int i = 0; i < kHalves; ++i) {
+      const int s = row + 8 * (half + i);
       part[0][i] = reinterpret_cast<const uint4*>(shared.u[s])[col];
       part[1][i] = reinterpret_cast<const uint4*>(shared.dy_near[s])[col];
       part[2][i] = reinterpret_cast<const uint4*>(shared.slope[s])[col];
     }
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int s = row + 8 * i;
+    for (int i = 0; i < kHalves; ++i) {
+      const int s = row + 8 * (half + i);
       if (s < steps) {
         __stcg(reinterpret_cast<uint4*>(du.near(first + s, col * 16)), part[0][i]);
         __stcg(reinterpret_cast<uint4*>(ddelta.near(first + s, col * 16)), part[1][i]);
@@ -37,7 +43,7 @@ __device__ __forceinline__ void store_rows(const Bf16Shared& shared, int first, 
       }
     }
   } else if (threadIdx.x < channels) {
-    for (int s = 0; s < steps; ++s) {
+    for (int s = half; s < steps; s += kWarps) {
       const auto put = [&](const Rows& rows, const bf16(&from)[kChannels]) {
         reinterpret_cast<bf16*>(rows.at(first + s, 0))[threadIdx.x] = from[threadIdx.x];
       };
@@ -58,37 +64,81 @@ __device__ __forceinline__ float slope_of(float x) {
 // is written, because the compiler cannot tell shared memory apart. kUsual: with softplus and a
 // gate.
 
-constexpr int kPairs = kGroup / 2;  ///< of a lane in a group
+template <int kWarps>
+constexpr int kPairs = kGroup / 2 / kWarps;  ///< of a lane in a group
+
+/// A lane's i-th step of a group.
+template <int kWarps>
+__device__ __forceinline__ int step_of_pair(int i) {
+  return pair_step(2 * (warp_of<kWarps>() * kPairs<kWarps> + i));
+}
+
+/// Where the first warp brings u and delta, and the last one z and dL/dout.
+template <int kWarps>
+__device__ __forceinline__ Bf16Raw& first_raw(Bf16Shared<kWarps>& shared) {
+  return shared.own[0].raw();
+}
+template <int kWarps>
+__device__ __forceinline__ Bf16Raw& last_raw(Bf16Shared<kWarps>& shared) {
+  return shared.own[kWarps - 1].raw();
+}
+
+/// Before a pass.
+template <int kWarps>
+__device__ __forceinline__ void prepare_pass(Bf16Shared<kWarps>& shared, const PairWeights& w) {
+  auto& own = own_of(shared);
+  auto& raw = first_raw(shared);
+  float even = 0;
+  widen_indices(own.raw().B, &own.all_B()[0][0], even);
+#pragma unroll
+  for (int first = 0; first < kSteps; first += kGroup) {
+    unsigned u[kPairs<kWarps>], delta[kPairs<kWarps>];
+#pragma unroll
+    for (int i = 0; i < kPairs<kWarps>; ++i) {
+      const int s = first + step_of_pair<kWarps>(i);
+      u[i] = pair_at(raw.u[s]);
+      delta[i] = pair_at(raw.delta[s]);
+    }
+#pragma unroll
+    for (int i = 0; i < kPairs<kWarps>; ++i) {
+      const int s = first + step_of_pair<kWarps>(i);
+      pair_at(shared.u[s]) = u[i];
+      pair_at(shared.size[s]) = sizes<bf16>(unpack(delta[i]), w, true);
+    }
+  }
+}
 
 /// Before the recurrences.
-template <bool kUsual>
-__device__ __forceinline__ void prepare(Bf16Raw& raw, Bf16Shared& shared, const PairWeights& w,
-                                        int steps, float& odd) {
+template <bool kUsual, int kWarps>
+__device__ __forceinline__ void prepare(Bf16Shared<kWarps>& shared, const PairWeights& w, int steps,
+                                        float& odd) {
+  auto& own = own_of(shared);
+  auto &raw = own.raw(), &early = first_raw(shared), &late = last_raw(shared);
   float even = 0;  // of B, which shows in the states
-  widen_indices(raw.B, &all_B(shared)[0][0], even);
-  widen_indices(raw.C, &shared.C[0][0], odd);
+  widen_indices(raw.B, &own.all_B()[0][0], even);
+  widen_indices(raw.C, &own.C[0][0], odd);
   const auto keep = [](IndexRows<bf16>& to, const IndexRows<bf16>& from) {
     reinterpret_cast<uint4*>(to)[threadIdx.x] = reinterpret_cast<const uint4*>(from)[threadIdx.x];
   };
-  keep(shared.B_near, raw.B);
-  keep(shared.C_near, raw.C);
+  keep(own.B_near, raw.B);
+  keep(own.C_near, raw.C);
   const bool gated = kUsual || w.gated;
 #pragma unroll 1
   for (int first = 0; first < kSteps; first += kGroup) {
-    unsigned u[kPairs], delta[kPairs], z[kPairs], dout[kPairs];
+    unsigned u[kPairs<kWarps>], delta[kPairs<kWarps>], z[kPairs<kWarps>], dout[kPairs<kWarps>];
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      const int s = pair_step(first + 2 * i);
-      u[i] = pair_at(raw.u[s]);
-      delta[i] = pair_at(raw.delta[s]);
-      z[i] = pair_at(raw.z[s]);
-      dout[i] = pair_at(raw.dout[s]);
+    for (int i = 0; i < kPairs<kWarps>; ++i) {
+      const int s = first + step_of_pair<kWarps>(i);
+      u[i] = pair_at(early.u[s]);
+      delta[i] = pair_at(early.delta[s]);
+      z[i] = pair_at(late.z[s]);
+      dout[i] = pair_at(late.dout[s]);
     }
-    float2 size[kPairs], dy[kPairs];
-    unsigned slope[kPairs];
+    float2 size[kPairs<kWarps>], dy[kPairs<kWarps>];
+    unsigned slope[kPairs<kWarps>];
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      size[i] = sizes<bf16, kUsual>(unpack(delta[i]), w, pair_step(first + 2 * i) < steps);
+    for (int i = 0; i < kPairs<kWarps>; ++i) {
+      size[i] = sizes<bf16, kUsual>(unpack(delta[i]), w, first + step_of_pair<kWarps>(i) < steps);
       dy[i] = unpack(dout[i]);
       if (gated) {
         const float2 gate = unpack(z[i]);
@@ -98,8 +148,8 @@ __device__ __forceinline__ void prepare(Bf16Raw& raw, Bf16Shared& shared, const 
       note(odd, dy[i]);
     }
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      const int s = pair_step(first + 2 * i);
+    for (int i = 0; i < kPairs<kWarps>; ++i) {
+      const int s = first + step_of_pair<kWarps>(i);
       const float2 x = unpack(u[i]);
       pair_at(shared.u[s]) = u[i];
       pair_at(shared.size[s]) = size[i];
@@ -111,52 +161,68 @@ __device__ __forceinline__ void prepare(Bf16Raw& raw, Bf16Shared& shared, const 
   }
 }
 
-__device__ __forceinline__ float2 pair_in(const GroupRows& rows, int step) {
-  return *reinterpret_cast<const float2*>(&rows[step][in_group(step, pair_channel())]);
+/// Sums of a group, of each warp in its own slot `at`, counted from the entering states.
+template <int kWarps>
+__device__ __forceinline__ GroupRows& group_rows(Bf16Shared<kWarps>& shared, int warp, int at) {
+  return reinterpret_cast<GroupRows&>((&shared.own[warp].entering)[at]);
+}
+
+/// All warps' sums of a pair.
+template <int kWarps>
+__device__ __forceinline__ float2 pair_in(Bf16Shared<kWarps>& shared, int at, int step) {
+  float2 sum = {};
+#pragma unroll
+  for (int warp = 0; warp < kWarps; ++warp) {
+    const auto& row = group_rows(shared, warp, at)[step];
+    const float2 x = *reinterpret_cast<const float2*>(&row[in_group(step, pair_channel())]);
+    sum = warp == 0 ? x : float2{sum.x + x.x, sum.y + x.y};
+  }
+  return sum;
 }
 
 /// dz of a group.
-template <bool kCareful>
-__device__ __forceinline__ void finish_gate(Bf16Shared& shared, const PairWeights& w, int first,
-                                            const GroupRows& y) {
-  float2 u[kPairs], slope[kPairs], sum[kPairs];
+template <bool kCareful, int kWarps>
+__device__ __forceinline__ void finish_gate(Bf16Shared<kWarps>& shared, const PairWeights& w,
+                                            int first, int y_at) {
+  float2 u[kPairs<kWarps>], slope[kPairs<kWarps>], sum[kPairs<kWarps>];
 #pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    const int k = pair_step(2 * i), s = first + k;
+  for (int i = 0; i < kPairs<kWarps>; ++i) {
+    const int k = step_of_pair<kWarps>(i), s = first + k;
     u[i] = widen_pair(shared.u[s]);
     slope[i] = widen_pair(shared.slope[s]);
-    sum[i] = pair_in(y, k);
+    sum[i] = pair_in(shared, y_at, k);
   }
 #pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
+  for (int i = 0; i < kPairs<kWarps>; ++i) {
     const auto dz = [&](auto m) {
       return times<kCareful>(slope[i].*m, fmaf(w.D.*m, u[i].*m, sum[i].*m));
     };
-    pair_at(shared.slope[first + pair_step(2 * i)]) = pack(dz(&float2::x), dz(&float2::y));
+    pair_at(shared.slope[first + step_of_pair<kWarps>(i)]) = pack(dz(&float2::x), dz(&float2::y));
   }
 }
 
 /// du and ddelta of a group.
-template <bool kCareful, bool kUsual>
-__device__ __forceinline__ void finish(Bf16Shared& shared, PairWeights& w, int first, int steps,
-                                       const GroupRows& by_input, const GroupRows& by_decay) {
-  float2 u[kPairs], size[kPairs], dy[kPairs], input[kPairs], decay[kPairs];
+template <bool kCareful, bool kUsual, int kWarps>
+__device__ __forceinline__ void finish(Bf16Shared<kWarps>& shared, PairWeights& w, int first,
+                                       int steps, int input_at, int decay_at) {
+  float2 u[kPairs<kWarps>], size[kPairs<kWarps>], dy[kPairs<kWarps>], input[kPairs<kWarps>],
+      decay[kPairs<kWarps>];
 #pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    const int k = pair_step(2 * i), s = first + k;
+  for (int i = 0; i < kPairs<kWarps>; ++i) {
+    const int k = step_of_pair<kWarps>(i), s = first + k;
     u[i] = widen_pair(shared.u[s]);
     size[i] = pair_at(shared.size[s]);
     dy[i] = pair_at(shared.dy[s]);
-    input[i] = pair_in(by_input, k);
-    decay[i] = pair_in(by_decay, k);
+    input[i] = pair_in(shared, input_at, k);
+    decay[i] = pair_in(shared, decay_at, k);
   }
-  float2 du[kPairs], ddelta[kPairs];
+  float2 du[kPairs<kWarps>], ddelta[kPairs<kWarps>];
 #pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
+  for (int i = 0; i < kPairs<kWarps>; ++i) {
     const auto each = [&](auto m) {
       float dsize = fmaf(decay[i].*m, kLn2, times<kCareful>(input[i].*m, u[i].*m));
       if (kUsual || w.softplus) dsize = times<kCareful>(dsize, slope_of(size[i].*m));
-      if (first + pair_step(2 * i) >= steps) dsize = 0;
+      if (first + step_of_pair<kWarps>(i) >= steps) dsize = 0;
       du[i].*m = plus_times<kCareful>(input[i].*m, size[i].*m, w.D.*m * dy[i].*m);
       ddelta[i].*m = dsize;
       w.dD.*m = plus_times<kCareful>(dy[i].*m, u[i].*m, w.dD.*m);
@@ -166,15 +232,17 @@ __device__ __forceinline__ void finish(Bf16Shared& shared, PairWeights& w, int f
     each(&float2::y);
   }
 #pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    const int s = first + pair_step(2 * i);
+  for (int i = 0; i < kPairs<kWarps>; ++i) {
+    const int s = first + step_of_pair<kWarps>(i);
     pair_at(shared.u[s]) = pack(du[i].x, du[i].y);
     pair_at(shared.dy_near[s]) = pack(ddelta[i].x, ddelta[i].y);
   }
 }
 
-__device__ __forceinline__ void load_packed(const bf16* from, int64_t N, bool exists, Packed& h) {
-  if (N == kN && exists) {
+/// `whole`: all of the lane's states exist, in words.
+__device__ __forceinline__ void load_packed(const bf16* from, int64_t N, bool exists, bool whole,
+                                            Packed& h) {
+  if (whole && exists) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) h.half[i] = reinterpret_cast<const uint4*>(from)[i];
   } else {
@@ -185,18 +253,42 @@ __device__ __forceinline__ void load_packed(const bf16* from, int64_t N, bool ex
   }
 }
 
-__global__ __launch_bounds__(32, 8) void scan_bwd_by_lanes(
+/// Whether any thread of the block met something odd.
+template <int kWarps>
+__device__ __forceinline__ bool any_odd_of_block(float odd) {
+  if constexpr (kWarps == 1) {
+    return any_odd(odd);
+  } else {
+    return __syncthreads_or(odd != 0.f);
+  }
+}
+
+/// A block's place, and its warp's among the indices.
+template <int kWarps>
+__device__ __forceinline__ WarpPlace<Layout> place_of(const SelectiveScanCudaInputs& in,
+                                                      const Alignment& aligned) {
+  WarpPlace<Layout> me(in, aligned.channels);
+  me.n = kN * warp_of<kWarps>();
+  me.state += me.n;
+  return me;
+}
+
+template <int kWarps>
+__global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
     const __grid_constant__ SelectiveScanCudaBwd p, Alignment aligned, bool words) {
   extern __shared__ char memory[];
-  auto& shared = *reinterpret_cast<Bf16Shared*>(memory);
+  auto& shared = *reinterpret_cast<Bf16Shared<kWarps>*>(memory);
+  auto& own = own_of(shared);
   const auto& in = p.in;
-  const WarpPlace<Layout> me(in, aligned.channels);
-  const int N = static_cast<int>(in.N);
-  const LaneTiles tiles(in, me, words);
+  const auto me = place_of<kWarps>(in, aligned);
+  const int N = static_cast<int>(in.N) - me.n;  // of the warp's indices on
+  LaneTiles tiles(in, me, words);
+  tiles.N = N;
   const int64_t all_states = in.B * in.D * in.N;
   const int64_t stride_t = in.B * in.G * in.N;
-  const int64_t pairs_at = me.channel_block * in.T * stride_t + (me.b * in.G + me.group) * in.N;
-  const bool exists = me.channel < me.channels;
+  const int64_t pairs_at =
+      me.channel_block * in.T * stride_t + (me.b * in.G + me.group) * in.N + me.n;
+  const bool exists = me.channel < me.channels, whole = in.N % kN == 0;
   PairWeights w(in, me);
   const bool usual = w.softplus && w.gated;
   OwnStates<Layout> A_, g_, dA_ = {};
@@ -204,142 +296,193 @@ __global__ __launch_bounds__(32, 8) void scan_bwd_by_lanes(
   load_rates(in, me, A_);
   const float* entering =
       in.segments > 1 ? in.segment_states + me.segment * all_states : p.dlast_state;
-  load_states<Layout>(entering != nullptr ? entering + me.state : nullptr, N, me, g_);
-  put_all_rows<bf16>(p, me, me.begin, shared.rows);
+  load_states<Layout>(entering != nullptr ? entering + me.state : nullptr, in.N, me, g_);
+  put_all_rows<bf16>(p, me, me.begin, own.rows);
+  if constexpr (kWarps > 1) {
+    if (threadIdx.x == 0) {
+      own.rows[kB].data += me.n * sizeof(bf16);
+      own.rows[kC].data += me.n * sizeof(bf16);
+    }
+    __syncwarp();
+  }
 
+  constexpr int kEvery = kSteps * kWarps;
   const int length = static_cast<int>(me.end - me.begin);
   const auto* checkpoint = static_cast<const bf16*>(p.checkpoints) + me.state +
-                           ((me.end + kSteps - 1) / kSteps - 1) * all_states;
-  // What the next tile needs comes while the last slots are free.
-  auto& raw = reinterpret_cast<Bf16Raw&>(shared.slot[kGroup + 1]);
+                           ((me.end + kEvery - 1) / kEvery - 1) * all_states;
   int reset = 0;
   Packed before;
-  const auto fetch = [&](int first) {
+  // Brings a tile, or what a pass over it needs, and the states before it if they were kept.
+  const auto fetch = [&](int first, bool all) {
     const int steps = min(length - first, kSteps);
     // All addresses first: a copy would hold back the reads of the next rows.
-    const Rows u = shared.rows[kU], delta = shared.rows[kDelta], z = shared.rows[kZ];
-    const Rows dout = shared.rows[kDy], B = shared.rows[kB], C = shared.rows[kC];
-    reset = load_reset(shared.rows, first, steps);
-    tiles.bring(raw.u, u, first, steps);
-    tiles.bring(raw.delta, delta, first, steps);
-    tiles.bring(raw.z, z, first, steps);
-    tiles.bring(raw.dout, dout, first, steps);
+    const Rows u = own.rows[kU], delta = own.rows[kDelta], z = own.rows[kZ];
+    const Rows dout = own.rows[kDy], B = own.rows[kB], C = own.rows[kC];
+    reset = load_reset(own.rows, first, steps);
+    auto& raw = own.raw();
+    if (kWarps == 1 || threadIdx.y == 0) {
+      tiles.bring(raw.u, u, first, steps);
+      tiles.bring(raw.delta, delta, first, steps);
+    }
+    if (kWarps == 1 || (all && threadIdx.y == kWarps - 1)) {
+      tiles.bring(raw.z, z, first, steps);
+      tiles.bring(raw.dout, dout, first, steps);
+    }
     tiles.bring(raw.B, B, first, steps);
-    tiles.bring(raw.C, C, first, steps);
-    load_packed(checkpoint, N, exists, before);
-    checkpoint -= all_states;
+    if (kWarps == 1 || all) tiles.bring(raw.C, C, first, steps);
+    if (kWarps == 1 || first % kEvery == 0) {
+      load_packed(checkpoint, N, exists, whole, before);
+      if (all) checkpoint -= all_states;
+    }
+  };
+  // The tile at `first`, or the pass that must come before it.
+  const auto fetch_next = [&](int first) {
+    if (kWarps == 1 || first % kEvery == 0) {
+      fetch(first, true);
+    } else {
+      fetch(first - kSteps, false);
+    }
   };
   const int last = (length + kSteps - 1) / kSteps * kSteps - kSteps;
-  if (last >= 0) fetch(last);
+  if (last >= 0) fetch_next(last);
 #pragma unroll 1
   for (int first = last; first >= 0; first -= kSteps) {
+    if (kWarps > 1 && first % kEvery != 0) {
+      wait_for_copies();
+      const unsigned resets = reset_bits(reset != 0);
+      sync<kWarps>();
+      prepare_pass(shared, w);
+      States h;
+      before.get(h);
+      sync<kWarps>();
+      fetch(first, true);
+      pass(shared, A, resets, h);
+      before.set(h);
+    }
     const int steps = min(length - first, kSteps);
     wait_for_copies();
     const unsigned resets = reset_bits(reset != 0);
-    __syncwarp();
+    sync<kWarps>();
     float odd = 0;
     if (usual) {
-      prepare<true>(raw, shared, w, steps, odd);
+      prepare<true>(shared, w, steps, odd);
     } else {
-      prepare<false>(raw, shared, w, steps, odd);
+      prepare<false>(shared, w, steps, odd);
     }
     States h;
     before.get(h);
-    __syncwarp();
+    sync<kWarps>();
     odd += odd_of<Layout>(g_);
     const int64_t pair = pairs_at + (me.begin + first) * stride_t;
     bool careful = false;
 #pragma unroll 1
     for (int k = 0; k < kSteps; k += kGroup) {
-      GroupProducts products(&shared.slot[k], &shared.dy_near[k], &shared.C_near[k]);
+      GroupProducts products(&own.slot[k], &shared.dy_near[k], &own.C_near[k]);
       scan(shared, A, k, resets, h, products);
 #pragma unroll
       for (int n = 0; n < kN; ++n) note(odd, h[n]);
-      careful = any_odd(odd);
+      careful = any_odd_of_block<kWarps>(odd);
       if (careful) {
         Packed from = before;
-        if (k > 0) from.take(shared.slot[k - 1]);
+        if (k > 0) from.take(own.slot[k - 1]);
         scan_carefully(shared, A, k, resets, from);
         __syncwarp();
-        products.sums =
-            GroupSums::carefully<false>(*reinterpret_cast<Slot(*)[kGroup]>(&shared.slot[k]),
-                                        &shared.dy_near[k], &shared.C_near[k]);
+        products.sums = GroupSums::carefully<false>(
+            *reinterpret_cast<Slot(*)[kGroup]>(&own.slot[k]), &shared.dy_near[k], &own.C_near[k]);
         Packed last;
-        last.take(shared.slot[k + kGroup - 1]);
+        last.take(own.slot[k + kGroup - 1]);
         last.get(h);
       }
       products.sums.store_over_channels(p.dC_blocks + pair + k * stride_t, stride_t, N, steps - k);
       if (w.gated) {
-        auto& y = reinterpret_cast<GroupRows&>(k == 0 ? shared.slot[kGroup] : shared.entering);
-        products.sums.put_over_indices(y);
-        __syncwarp();
+        const int y_at = k == 0 ? kGroup + 1 : 0;
+        products.sums.put_over_indices(group_rows(shared, warp_of<kWarps>(), y_at));
+        sync<kWarps>();
         if (careful) {
-          finish_gate<true>(shared, w, k, y);
+          finish_gate<true>(shared, w, k, y_at);
         } else {
-          finish_gate<false>(shared, w, k, y);
+          finish_gate<false>(shared, w, k, y_at);
         }
-        __syncwarp();
+        sync<kWarps>();
       }
     }
 #pragma unroll 1
     for (int k = kSteps - kGroup; k >= 0; k -= kGroup) {
-      auto& by_decay = reinterpret_cast<GroupRows&>(k == 0 ? shared.slot[kGroup] : shared.entering);
+      const int decay_at = k == 0 ? kGroup + 1 : 0;
+      auto& by_decay = group_rows(shared, warp_of<kWarps>(), decay_at);
       if (k == 0) {
-        before.put(shared.entering);
-        if (first > 0) fetch(first - kSteps);
+        before.put(own.entering);
+        if (first > 0) fetch_next(first - kSteps);
       }
       __syncwarp();
-      GroupProducts products(&shared.slot[k], &shared.drive[k], &shared.B_near[k]);
+      GroupProducts products(&own.slot[k], &shared.drive[k], &own.B_near[k]);
       if (careful) {
         reverse_carefully(shared, A, k, resets, g, dA, by_decay);
         __syncwarp();
-        products.sums =
-            GroupSums::carefully<true>(*reinterpret_cast<Slot(*)[kGroup]>(&shared.slot[k]),
-                                       &shared.drive[k], &shared.B_near[k]);
+        products.sums = GroupSums::carefully<true>(*reinterpret_cast<Slot(*)[kGroup]>(&own.slot[k]),
+                                                   &shared.drive[k], &own.B_near[k]);
       } else {
         reverse(shared, A, k, resets, g, dA, by_decay, products);
       }
       products.sums.store_over_channels(p.dB_blocks + pair + k * stride_t, stride_t, N, steps - k);
       __syncwarp();
-      auto& by_input = reinterpret_cast<GroupRows&>(shared.slot[k]);
-      products.sums.put_over_indices(by_input);
-      __syncwarp();
+      products.sums.put_over_indices(group_rows(shared, warp_of<kWarps>(), k + 1));
+      sync<kWarps>();
       if (careful) {
-        finish<true, false>(shared, w, k, steps, by_input, by_decay);
+        finish<true, false>(shared, w, k, steps, k + 1, decay_at);
       } else if (usual) {
-        finish<false, true>(shared, w, k, steps, by_input, by_decay);
+        finish<false, true>(shared, w, k, steps, k + 1, decay_at);
       } else {
-        finish<false, false>(shared, w, k, steps, by_input, by_decay);
+        finish<false, false>(shared, w, k, steps, k + 1, decay_at);
       }
-      __syncwarp();
+      sync<kWarps>();
     }
     store_rows(shared, first, steps, me.channels, tiles.words, w.gated);
     __syncwarp();
   }
-  store_states<Layout>(p.dA_rows + me.segment * all_states + me.state, N, me, dA_);
-  if (me.segment == 0) store_states<Layout>(p.dinitial_state + me.state, N, me, g_);
+  store_states<Layout>(p.dA_rows + me.segment * all_states + me.state, in.N, me, dA_);
+  if (me.segment == 0) store_states<Layout>(p.dinitial_state + me.state, in.N, me, g_);
   const int64_t row = (me.segment * in.B + me.b) * in.D + me.first_channel;
-  const auto store = [&](float* to, float2 sum) {
+  const auto store = [&](float* to, float2 sum, float(&others)[kChannels]) {
     sum.x += __shfl_xor_sync(~0u, sum.x, 16);
     sum.y += __shfl_xor_sync(~0u, sum.y, 16);
     const int c = pair_step(pair_channel());
-    if (c < me.channels) to[row + c] = threadIdx.x < 16 ? sum.x : sum.y;
+    float own = threadIdx.x < 16 ? sum.x : sum.y;
+    if constexpr (kWarps == 2) {
+      if (threadIdx.y == 1) others[c] = own;
+      __syncthreads();
+      if (threadIdx.y == 1) return;
+      own += others[c];
+    }
+    if (c < me.channels) to[row + c] = own;
   };
-  store(p.dD_rows, w.dD);
-  store(p.ddelta_bias_rows, w.dbias);
+  sync<kWarps>();
+  store(p.dD_rows, w.dD, shared.size[0]);
+  store(p.ddelta_bias_rows, w.dbias, shared.size[1]);
+}
+
+template <int kWarps>
+void launch_by_lanes(const SelectiveScanCudaBwd& p, CudaStream stream) {
+  const auto& in = p.in;
+  const auto all = {in.u, in.delta, in.z, p.dy, p.du, p.ddelta, p.dz};
+  const Alignment aligned(in, all);
+  constexpr int kBytes = sizeof(Bf16Shared<kWarps>);
+  allow_shared(scan_bwd_by_lanes<kWarps>, kBytes);
+  scan_bwd_by_lanes<kWarps><<<scan_grid<Layout>(in), dim3(32, kWarps), kBytes, stream>>>(
+      p, aligned, in_words<bf16>(in, aligned, all));
+  check_launch("selective_scan: backward");
 }
 
 }  // namespace
 
 void launch_bf16_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
   const auto& in = p.in;
-  const auto all = {in.u, in.delta, in.z, p.dy, p.du, p.ddelta, p.dz};
-  const Alignment aligned(in, all);
   if (in.B * in.D > 0) {
-    allow_shared(scan_bwd_by_lanes, sizeof(Bf16Shared));
-    scan_bwd_by_lanes<<<scan_grid<Layout>(in), 32, sizeof(Bf16Shared), stream>>>(
-        p, aligned, in_words<bf16>(in, aligned, all));
-    check_launch("selective_scan: backward");
+    if (in.N <= kN) {
+      launch_by_lanes<1>(p, stream);
+    } else {
+      launch_by_lanes<2>(p, stream);
+    }
   }
   const int64_t size = in.T * in.B * in.G * in.N;
   const int64_t blocks = channel_blocks<Layout>(in);

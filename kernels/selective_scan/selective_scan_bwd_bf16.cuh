@@ -20,18 +20,48 @@ struct alignas(16) Bf16Raw {
   IndexRows<bf16> B, C;
 };
 
-struct alignas(16) Bf16Shared {
+/// What a warp has for its own indices.
+struct alignas(16) Bf16Own {
   Slot entering;      ///< first B as floats, then sums of a group, then the tile's first states
   Slot slot[kSteps];  ///< states after each step, then gradients
-  float size[kSteps][kChannels], dy[kSteps][kChannels];  ///< delta', dL/dy
   float C[kSteps][kN];
-  ChannelRows<bf16> u;        ///< then du
-  ChannelRows<bf16> drive;    ///< delta' u
-  ChannelRows<bf16> slope;    ///< dL/dout silu'(z), then dz
-  ChannelRows<bf16> dy_near;  ///< dL/dy, then ddelta
   IndexRows<bf16> B_near, C_near;
   Rows rows[kArrays];
+
+  __device__ __forceinline__ auto& all_B() {
+    return reinterpret_cast<float(&)[kSteps][kN]>(entering);
+  }
+  /// Where the next tile comes while the last slots are free.
+  __device__ __forceinline__ Bf16Raw& raw() { return reinterpret_cast<Bf16Raw&>(slot[kGroup + 1]); }
 };
+
+/// A block's channels; kWarps share them, each with kN indices.
+template <int kWarps>
+struct Bf16Shared {
+  Bf16Own own[kWarps];
+  float size[kSteps][kChannels], dy[kSteps][kChannels];  ///< delta', dL/dy
+  ChannelRows<bf16> u;                                   ///< then du
+  ChannelRows<bf16> drive;                               ///< delta' u
+  ChannelRows<bf16> slope;                               ///< dL/dout silu'(z), then dz
+  ChannelRows<bf16> dy_near;                             ///< dL/dy, then ddelta
+};
+
+template <int kWarps>
+__device__ __forceinline__ int warp_of() {
+  return kWarps == 1 ? 0 : static_cast<int>(threadIdx.y);
+}
+template <int kWarps>
+__device__ __forceinline__ Bf16Own& own_of(Bf16Shared<kWarps>& shared) {
+  return shared.own[warp_of<kWarps>()];
+}
+template <int kWarps>
+__device__ __forceinline__ void sync() {
+  if constexpr (kWarps == 1) {
+    __syncwarp();
+  } else {
+    __syncthreads();
+  }
+}
 
 /// Where a lane's eight states of one half lie in a slot: no bank conflicts by lanes or by rows.
 __device__ __forceinline__ int half_at(int channel, int half) {
@@ -190,11 +220,6 @@ struct GroupProducts {
   }
 };
 
-/// B of a tile as floats.
-__device__ __forceinline__ auto& all_B(Bf16Shared& shared) {
-  return reinterpret_cast<float(&)[kSteps][kN]>(shared.entering);
-}
-
 __device__ __forceinline__ void clear(States& h) {
 #pragma unroll
   for (int n = 0; n < kN; ++n) h[n] = 0;
@@ -204,32 +229,39 @@ __device__ __forceinline__ void clear(States& h) {
 struct ScanInputs {
   float size, drive, offset;
   States B;
-  __device__ __forceinline__ ScanInputs(Bf16Shared& shared, int s, unsigned resets) {
+  template <int kWarps>
+  __device__ __forceinline__ ScanInputs(Bf16Shared<kWarps>& shared, int s, unsigned resets) {
     size = shared.size[s][threadIdx.x];
     drive = __fmul_rn(size, to_float(shared.u[s][threadIdx.x]));
     offset = exponent_offset(resets, s);
-    read_floats<kN>(all_B(shared)[s], B);
+    read_floats<kN>(own_of(shared).all_B()[s], B);
   }
 };
 
-__device__ __forceinline__ void scan_step(Bf16Shared& shared, const States& A, int s,
-                                          const ScanInputs& x, States& h) {
+__device__ __forceinline__ void advance_all(const States& A, const ScanInputs& x, States& h) {
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
     h[n] = advance(h[n], x.size, A[n], x.drive, x.B[n], x.offset);
   }
+}
+
+__device__ __forceinline__ void scan_step(Slot& slot, const States& A, const ScanInputs& x,
+                                          States& h) {
+  advance_all(A, x, h);
   Packed packed;
   packed.set(h);
-  packed.put(shared.slot[s]);
+  packed.put(slot);
 }
 
 /// The way there over a group: states into the slots; beside it, the products of the steps before.
-__device__ __forceinline__ void scan(Bf16Shared& shared, const States& A, int first,
+template <int kWarps>
+__device__ __forceinline__ void scan(Bf16Shared<kWarps>& shared, const States& A, int first,
                                      unsigned resets, States& h, GroupProducts& products) {
+  auto& slot = own_of(shared).slot;
   {
     const ScanInputs x(shared, first, resets), y(shared, first + 1, resets);
-    scan_step(shared, A, first, x, h);
-    scan_step(shared, A, first + 1, y, h);
+    scan_step(slot[first], A, x, h);
+    scan_step(slot[first + 1], A, y, h);
   }
 #pragma unroll 1
   for (int i = 2; i < kGroup; i += 2) {
@@ -238,8 +270,8 @@ __device__ __forceinline__ void scan(Bf16Shared& shared, const States& A, int fi
     __syncwarp();
     products.add(i - 2);
     products.add(i - 1);
-    scan_step(shared, A, s, x, h);
-    scan_step(shared, A, s + 1, y, h);
+    scan_step(slot[s], A, x, h);
+    scan_step(slot[s + 1], A, y, h);
   }
   __syncwarp();
   products.add(kGroup - 2);
@@ -247,15 +279,28 @@ __device__ __forceinline__ void scan(Bf16Shared& shared, const States& A, int fi
 }
 
 /// The same without products; a reset clears even what is not finite.
-__device__ __forceinline__ void scan_carefully(Bf16Shared& shared, const States& A, int first,
-                                               unsigned resets, const Packed& entering) {
+template <int kWarps>
+__device__ __forceinline__ void scan_carefully(Bf16Shared<kWarps>& shared, const States& A,
+                                               int first, unsigned resets, const Packed& entering) {
   States h;
   entering.get(h);
 #pragma unroll 1
   for (int s = first; s < first + kGroup; ++s) {
     const ScanInputs x(shared, s, 0);
     if (resets >> s & 1) clear(h);
-    scan_step(shared, A, s, x, h);
+    scan_step(own_of(shared).slot[s], A, x, h);
+  }
+}
+
+/// The states after a tile, of which nothing else is asked.
+template <int kWarps>
+__device__ __forceinline__ void pass(Bf16Shared<kWarps>& shared, const States& A, unsigned resets,
+                                     States& h) {
+#pragma unroll 2
+  for (int s = 0; s < kSteps; ++s) {
+    const ScanInputs x(shared, s, 0);
+    if (resets >> s & 1) clear(h);
+    advance_all(A, x, h);
   }
 }
 
@@ -264,19 +309,20 @@ struct ReverseInputs {
   float size, dy, offset;
   States C;
   Packed before;
-  __device__ __forceinline__ ReverseInputs(const Bf16Shared& shared, int s, unsigned resets)
+  template <int kWarps>
+  __device__ __forceinline__ ReverseInputs(Bf16Shared<kWarps>& shared, int s, unsigned resets)
       : size(shared.size[s][threadIdx.x]),
         dy(shared.dy[s][threadIdx.x]),
         offset(exponent_offset(resets, s)) {
-    read_floats<kN>(shared.C[s], C);
-    before.take((&shared.entering)[s]);
+    read_floats<kN>(own_of(shared).C[s], C);
+    before.take((&own_of(shared).entering)[s]);
   }
 };
 
 /// A gradient into its slot; returns Σ_n e h A.
 template <bool kCareful>
-__device__ __forceinline__ float reverse_step(Bf16Shared& shared, const States& A, int s,
-                                              const ReverseInputs& x, States& g, States& dA) {
+__device__ __forceinline__ float reverse_step(Slot& slot, const States& A, const ReverseInputs& x,
+                                              States& g, States& dA) {
   States h, gradient;
   x.before.get(h);
 #pragma unroll
@@ -286,7 +332,7 @@ __device__ __forceinline__ float reverse_step(Bf16Shared& shared, const States& 
   }
   Packed packed;
   packed.set(gradient);
-  packed.put(shared.slot[s]);
+  packed.put(slot);
   if (kCareful && x.offset < 0) clear(g);
   float sum[2] = {};
 #pragma unroll
@@ -300,15 +346,17 @@ __device__ __forceinline__ float reverse_step(Bf16Shared& shared, const States& 
 
 /// The way back over a group: gradients into the slots, Σ_n e h A into `by_decay`; beside it, the
 /// products of the steps after.
-__device__ __forceinline__ void reverse(Bf16Shared& shared, const States& A, int first,
+template <int kWarps>
+__device__ __forceinline__ void reverse(Bf16Shared<kWarps>& shared, const States& A, int first,
                                         unsigned resets, States& g, States& dA, GroupRows& by_decay,
                                         GroupProducts& products) {
+  auto& slot = own_of(shared).slot;
   const auto put = [&](int i, float sum) { by_decay[i][in_group(i, threadIdx.x)] = sum; };
   {
     const int i = kGroup - 1, s = first + i;
     const ReverseInputs x(shared, s, resets), y(shared, s - 1, resets);
-    put(i, reverse_step<false>(shared, A, s, x, g, dA));
-    put(i - 1, reverse_step<false>(shared, A, s - 1, y, g, dA));
+    put(i, reverse_step<false>(slot[s], A, x, g, dA));
+    put(i - 1, reverse_step<false>(slot[s - 1], A, y, g, dA));
   }
 #pragma unroll 1
   for (int i = kGroup - 3; i > 0; i -= 2) {
@@ -317,8 +365,8 @@ __device__ __forceinline__ void reverse(Bf16Shared& shared, const States& A, int
     __syncwarp();
     products.add(i + 2);
     products.add(i + 1);
-    const float at_s = reverse_step<false>(shared, A, s, x, g, dA);
-    const float below = reverse_step<false>(shared, A, s - 1, y, g, dA);
+    const float at_s = reverse_step<false>(slot[s], A, x, g, dA);
+    const float below = reverse_step<false>(slot[s - 1], A, y, g, dA);
     put(i, at_s);
     put(i - 1, below);
   }
@@ -327,13 +375,15 @@ __device__ __forceinline__ void reverse(Bf16Shared& shared, const States& A, int
   products.add(0);
 }
 
-__device__ __forceinline__ void reverse_carefully(Bf16Shared& shared, const States& A, int first,
-                                                  unsigned resets, States& g, States& dA,
+template <int kWarps>
+__device__ __forceinline__ void reverse_carefully(Bf16Shared<kWarps>& shared, const States& A,
+                                                  int first, unsigned resets, States& g, States& dA,
                                                   GroupRows& by_decay) {
 #pragma unroll 1
   for (int i = kGroup - 1; i >= 0; --i) {
     const ReverseInputs x(shared, first + i, resets);
-    by_decay[i][in_group(i, threadIdx.x)] = reverse_step<true>(shared, A, first + i, x, g, dA);
+    by_decay[i][in_group(i, threadIdx.x)] =
+        reverse_step<true>(own_of(shared).slot[first + i], A, x, g, dA);
   }
 }
 

@@ -44,17 +44,17 @@ struct SelectiveScanCudaInputs {
   TimeMajor<const bool> reset;  ///< [T, B]: clear the state before step t; or absent
   int64_t segments = 1;         ///< parts that time is cut into
   int64_t segment_steps = 0;    ///< steps of each but the last; a multiple of checkpoint_every
-  int64_t checkpoint_every = kScanCudaTile;  ///< a multiple of kScanCudaTile
+  int64_t checkpoint_every = kScanCudaTile;               ///< a multiple of kScanCudaTile
   ActivationType checkpoint_type = ActivationType::fp32;  ///< or bf16, with bf16 activations
-  float* segment_states = nullptr;           ///< scratch [segments, B, D, N] where segments > 1
-  float* segment_decays = nullptr;           ///< scratch [segments, B, D, N] where segments > 1
+  float* segment_states = nullptr;  ///< scratch [segments, B, D, N] where segments > 1
+  float* segment_decays = nullptr;  ///< scratch [segments, B, D, N] where segments > 1
 };
 
 struct SelectiveScanCudaFwd {
   SelectiveScanCudaInputs in;
   const float* initial_state = nullptr;  ///< [B, D, N] contiguous, or nullptr for zero
   Activations y;                         ///< out: [T, B, D]
-  float* last_state = nullptr;   ///< out: [B, D, N] contiguous; initial_state itself at most
+  float* last_state = nullptr;  ///< out: [B, D, N] contiguous; initial_state itself at most
   void* checkpoints = nullptr;  ///< out: [ceil(T / checkpoint_every), B, D, N], the state that
                                 ///< enters every checkpoint_every-th step; or nullptr
 };
@@ -81,9 +81,9 @@ struct SelectiveScanCudaBwd {
 };
 
 /// As what a training forward pass keeps the state. The backward pass over bf16 states multiplies
-/// them on the tensor cores, and asks for all of them at multiples of kScanCudaTile steps.
+/// them on the tensor cores.
 inline ActivationType scan_checkpoint_type(int64_t N, ActivationType type) {
-  return type == ActivationType::bf16 && N > 8 && N <= 16 ? type : ActivationType::fp32;
+  return type == ActivationType::bf16 && N > 8 && N <= 32 ? type : ActivationType::fp32;
 }
 
 /// How often: such that what it keeps is no larger than u, for d_state up to 64.

@@ -57,7 +57,7 @@ bool in_words(const SelectiveScanCudaInputs& in, const Alignment& aligned,
     return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride_t % kWord == 0 &&
            x.stride_b % kWord == 0;
   };
-  bool words = aligned.near && in.D / in.G % kWord == 0 && in.N == kLaneStates &&
+  bool words = aligned.near && in.D / in.G % kWord == 0 && in.N % kLaneStates == 0 &&
                in.B_stride_g % kWord == 0 && in.C_stride_g % kWord == 0 && whole(in.B_matrix) &&
                whole(in.C_matrix);
   for (const auto& x : all) words = words && whole(x);
@@ -67,7 +67,7 @@ bool in_words(const SelectiveScanCudaInputs& in, const Alignment& aligned,
 /// Brings a warp's tiles.
 struct LaneTiles {
   bool words;       ///< in_words, and all channels exist
-  int channels, N;  ///< that exist
+  int channels, N;  ///< that exist; N may be more than a tile has
 
   __device__ __forceinline__ LaneTiles(const SelectiveScanCudaInputs& in,
                                        const WarpPlace<LaneLayout>& me, bool words)

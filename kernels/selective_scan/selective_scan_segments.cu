@@ -294,9 +294,9 @@ void cut_into_segments(SelectiveScanCudaInputs& in, bool backward) {
   const int64_t warps = (in.B * in.D * in.N + 511) / 512;
   int64_t wanted = 1;
   if (warps == 0) return;
-  if (backward && in.N > kSmallState) {
+  if (backward && in.N > kSmallState && !keeps_bf16(in)) {
     // Where segments gain more than they cost, a pass more over the inputs.
-    constexpr int64_t kFull = 292, kRound = 512, kShort = 64;
+    constexpr int64_t kFull = 292, kRound = 1024, kShort = 32;
     if (warps >= kFull) return;
     wanted = std::min((kRound + warps - 1) / warps, in.T / kShort);
   } else if (backward) {
@@ -304,7 +304,7 @@ void cut_into_segments(SelectiveScanCudaInputs& in, bool backward) {
     constexpr int64_t kFull = 1000, kRounds = 3072, kMost = 1024;
     if (warps >= kFull) return;
     int64_t shortest = 256;
-    while (shortest > 64 && warps * (in.T / shortest) < kRounds * 2 / 3) shortest /= 2;
+    while (shortest > 32 && warps * (in.T / shortest) < kRounds * 2 / 3) shortest /= 2;
     wanted = std::min({kRounds / warps, in.T / shortest, kMost});
   } else {
     // A round of blocks, where much of a device is idle without and time is long enough for two

@@ -55,8 +55,8 @@ struct Prepared {
     in.checkpoint_every = every;
     if (kept_as == at::kFloat) return;
     in.checkpoint_type = kernels::scan_checkpoint_type(in.N, in.type);
-    TORCH_CHECK(every == kTile && kept_as == at::kBFloat16 &&
-                    in.checkpoint_type == kernels::ActivationType::bf16,
+    TORCH_CHECK(kept_as == at::kBFloat16 && in.checkpoint_type == kernels::ActivationType::bf16 &&
+                    every == kernels::scan_checkpoint_every(in.N, in.type),
                 "selective_scan: states of ", dtype, " inputs with d_state ", in.N,
                 " are not kept as ", kept_as, " every ", every, " steps");
   }

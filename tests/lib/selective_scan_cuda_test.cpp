@@ -31,7 +31,8 @@ TEST(SelectiveScanCuda, AgreesWithReferenceOverShapes) {
   for (const ScanProblem& more :
        {ScanProblem{37, 2, 12, 32}, ScanProblem{200, 1, 9, 100}, ScanProblem{2047, 2, 8, 16},
         ScanProblem{2049, 1, 36, 16}, ScanProblem{700, 3, 8, 2}, ScanProblem{100, 2, 96, 16, 2},
-        ScanProblem{1000, 2, 64, 16}, ScanProblem{50, 3, 40, 9}}) {
+        ScanProblem{1000, 2, 64, 16}, ScanProblem{50, 3, 40, 9}, ScanProblem{300, 2, 64, 32, 2},
+        ScanProblem{77, 3, 40, 20}}) {
     shapes.push_back(more);
   }
   for (const auto& p : shapes) {
@@ -40,6 +41,13 @@ TEST(SelectiveScanCuda, AgreesWithReferenceOverShapes) {
     expect_matches_reference(gpu(p, true), reference(p), inputs_of(p), at::kFloat, 1e-6, 1e-5);
     expect_half_types_keep_precision(gpu(p), reference(p), inputs_of(p));
   }
+}
+
+/// As many rows and channels as leave time whole, over several chunks of kept states.
+TEST(SelectiveScanCuda, HalfTypesAgreeWithReferenceOverChunks) {
+  RETAIN_NEEDS_CUDA();
+  const ScanProblem p{100, 32, 512, 32};
+  expect_half_types_keep_precision(gpu(p), reference(p), inputs_of(p));
 }
 
 TEST(SelectiveScanCuda, AgreesWithReferenceForEveryCombinationOfOptions) {
@@ -212,18 +220,18 @@ TEST(SelectiveScanCuda, NaNBeforeAResetReachesNothingAfterIt) {
 /// Sums that bf16 makes on the tensor cores are made one by one where a value is not finite.
 TEST(SelectiveScanCuda, NaNBeforeAResetReachesNothingAfterItInBf16) {
   RETAIN_NEEDS_CUDA();
-  for (const int64_t T : {35, 600}) {
-    for (const auto& options : {ScanOptions{}, ScanOptions{.z = false}}) {
-      for (const double poison : {std::nan(""), std::numeric_limits<double>::infinity()}) {
-        const ScanProblem p{T, 3, 40, 16, 1, options};
-        const auto clean = to(inputs_of(p), at::kBFloat16);
-        for (const int64_t at : {T / 2, T - 2}) {
-          const auto got = seen_from(p, at, poisoned_until(p, at, clean, poison));
-          const auto expected = seen_from(p, at, clean);
-          expect_close(got, expected, 5e-3);
-          for (const size_t i : {size_t{kU}, size_t{kDelta}, size_t{kB}, size_t{kC}}) {
-            EXPECT_TRUE((got[i].slice(0, 0, at) == 0).all().item<bool>()) << i;
-          }
+  for (const auto& p :
+       {ScanProblem{35, 3, 40, 16}, ScanProblem{600, 3, 40, 16}, ScanProblem{35, 3, 40, 32},
+        ScanProblem{600, 3, 64, 32}, ScanProblem{35, 3, 40, 16, 1, {.z = false}},
+        ScanProblem{600, 3, 40, 32, 1, {.z = false}}}) {
+    for (const double poison : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+      const auto clean = to(inputs_of(p), at::kBFloat16);
+      for (const int64_t at : {p.T / 2, p.T - 2}) {
+        const auto got = seen_from(p, at, poisoned_until(p, at, clean, poison));
+        const auto expected = seen_from(p, at, clean);
+        expect_close(got, expected, 5e-3);
+        for (const size_t i : {size_t{kU}, size_t{kDelta}, size_t{kB}, size_t{kC}}) {
+          EXPECT_TRUE((got[i].slice(0, 0, at) == 0).all().item<bool>()) << i;
         }
       }
     }
@@ -233,23 +241,25 @@ TEST(SelectiveScanCuda, NaNBeforeAResetReachesNothingAfterItInBf16) {
 /// A value that is not finite stays in the steps, channels and indices that it meets.
 TEST(SelectiveScanCuda, NaNReachesOnlyWhatItMeetsInBf16) {
   RETAIN_NEEDS_CUDA();
-  const ScanProblem p{40, 2, 64, 16, 1, {.reset = false}};
-  auto in = to(inputs_of(p), at::kBFloat16);
-  in[kU][20][0][5] = std::nan("");
-  const auto got = differentiate(gpu(p), in);
-  const auto finite = [](const at::Tensor& x) { return x.isfinite().all().item<bool>(); };
-  const auto y = got.outputs[0];
-  EXPECT_TRUE(finite(y.slice(0, 0, 20)));
-  EXPECT_FALSE(finite(y[20][0][5]));
-  EXPECT_TRUE(finite(y.select(1, 1)));
-  EXPECT_TRUE(finite(y.select(1, 0).slice(1, 6)));
-  // dC sums dy h over channels: of the step and those after it. Gradients of the others stay.
-  const auto dC = got.gradients[kC];
-  EXPECT_TRUE(finite(dC.slice(0, 0, 20)));
-  EXPECT_FALSE(finite(dC[20][0]));
-  EXPECT_TRUE(finite(dC.select(1, 1)));
-  EXPECT_TRUE(finite(got.gradients[kU].select(1, 0).slice(1, 6)));
-  EXPECT_TRUE(finite(got.gradients[kDelta].select(1, 0).slice(1, 6)));
+  for (const int64_t N : {16, 32}) {
+    const ScanProblem p{40, 2, 64, N, 1, {.reset = false}};
+    auto in = to(inputs_of(p), at::kBFloat16);
+    in[kU][20][0][5] = std::nan("");
+    const auto got = differentiate(gpu(p), in);
+    const auto finite = [](const at::Tensor& x) { return x.isfinite().all().item<bool>(); };
+    const auto y = got.outputs[0];
+    EXPECT_TRUE(finite(y.slice(0, 0, 20)));
+    EXPECT_FALSE(finite(y[20][0][5]));
+    EXPECT_TRUE(finite(y.select(1, 1)));
+    EXPECT_TRUE(finite(y.select(1, 0).slice(1, 6)));
+    // dC sums dy h over channels: of the step and those after it. Gradients of the others stay.
+    const auto dC = got.gradients[kC];
+    EXPECT_TRUE(finite(dC.slice(0, 0, 20)));
+    EXPECT_FALSE(finite(dC[20][0]));
+    EXPECT_TRUE(finite(dC.select(1, 1)));
+    EXPECT_TRUE(finite(got.gradients[kU].select(1, 0).slice(1, 6)));
+    EXPECT_TRUE(finite(got.gradients[kDelta].select(1, 0).slice(1, 6)));
+  }
 }
 
 TEST(SelectiveScanCuda, OddLengthsCarryGradientsOutOfTheLastState) {
@@ -358,9 +368,10 @@ TEST(SelectiveScanCuda, RowAloneEqualsRowInBatch) {
   expect_row_alone_is_row_in_batch({37, 21, 70, 5}, at::kFloat);
   expect_row_alone_is_row_in_batch({37, 21, 72, 16}, at::kFloat);
   expect_row_alone_is_row_in_batch({37, 21, 72, 16}, at::kBFloat16);
+  expect_row_alone_is_row_in_batch({37, 21, 64, 32}, at::kBFloat16);
 }
 
-/// The forward pass takes blocks of 32, 48, 64 or 128 channels, by how many there are.
+/// The forward pass takes blocks of 16, 32, 48, 64 or 128 channels, by how many there are.
 TEST(SelectiveScanCuda, BlocksOfAllSizesGiveTheSameBits) {
   RETAIN_NEEDS_CUDA();
   const ScanProblem p{40, 64, 1536, 16};
@@ -376,7 +387,8 @@ TEST(SelectiveScanCuda, BlocksOfAllSizesGiveTheSameBits) {
 
 TEST(SelectiveScanCuda, FiveRunsGiveTheSameBits) {
   RETAIN_NEEDS_CUDA();
-  for (const ScanProblem& p : {ScanProblem{129, 33, 96, 16}, ScanProblem{4099, 1, 40, 16}}) {
+  for (const ScanProblem& p :
+       {ScanProblem{129, 33, 96, 16}, ScanProblem{4099, 1, 40, 16}, ScanProblem{129, 33, 96, 32}}) {
     for (const auto dtype : {at::kFloat, at::kBFloat16}) {
       const auto in = to(inputs_of(p), dtype);
       const auto first = differentiate(gpu(p), in);
