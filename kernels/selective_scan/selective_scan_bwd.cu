@@ -28,8 +28,7 @@ __device__ __forceinline__ void finish_tile(const WarpPlace<Layout>& me, int fir
   const float4 dy = *reinterpret_cast<const float4*>(&shared.dy[me.four_step][me.four]);
   const float4 slope = shared.slope[threadIdx.x], dz_y = shared.dz[threadIdx.x];
   const float4 D = *reinterpret_cast<const float4*>(&shared.D[me.four]);
-  float4& dD = shared.dD[threadIdx.x];
-  float4& dbias = shared.dbias[threadIdx.x];
+  float4 dD = shared.dD[threadIdx.x], dbias = shared.dbias[threadIdx.x];
   float4 du, ddelta, dz;
   const auto finish = [&](auto member, float size) {
     const float u = u4.*member;
@@ -45,6 +44,8 @@ __device__ __forceinline__ void finish_tile(const WarpPlace<Layout>& me, int fir
   finish(&float4::y, low.z);
   finish(&float4::z, high.x);
   finish(&float4::w, high.z);
+  shared.dD[threadIdx.x] = dD;
+  shared.dbias[threadIdx.x] = dbias;
   const auto at = [&](const Rows& rows) {
     const int offset = me.four * static_cast<int>(sizeof(T));
     return reinterpret_cast<T*>(near ? rows.near(first + me.four_step, offset)
