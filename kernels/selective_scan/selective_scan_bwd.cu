@@ -255,7 +255,7 @@ void launch_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
     using T = decltype(element);
     dispatch_bwd_layout(p.in.N, [&](auto layout) {
       using Layout = decltype(layout);
-      if constexpr (!std::is_same_v<T, __nv_bfloat16> || Layout::padded_n <= 8) {
+      if constexpr (!std::is_same_v<T, __nv_bfloat16> || Layout::padded_n <= 8) {  // else by lanes
         launch_layout<T, Layout>(p, stream);
       }
     });

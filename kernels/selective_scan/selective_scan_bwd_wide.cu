@@ -1,5 +1,6 @@
-// Backward pass of the selective scan for d_state above 16. With g_t = dL/dh_t = C_t dy_t +
-// exp(delta'_{t+1} A) g_{t+1}, q_t = exp(delta'_t A) h_{t-1} and dy the gradient before the gate:
+// Backward pass of the selective scan for d_state above 16, or 32 in bf16. With g_t = dL/dh_t =
+// C_t dy_t + exp(delta'_{t+1} A) g_{t+1}, q_t = exp(delta'_t A) h_{t-1} and dy the gradient before
+// the gate:
 //   dB_t = Σ_d g delta' u,   dC_t = Σ_d dy h_t,   dA = Σ_t g q delta',
 //   du = delta' Σ_n g B + D dy,   ddelta' = u Σ_n g B + Σ_n g q A.
 // The state that enters each tile is computed again from the checkpoint before it, then the tile
@@ -462,7 +463,9 @@ void launch_wide_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
       const size_t bytes = sizeof(BwdShared<Layout>);
       const size_t starts =
           in.checkpoint_every / kPart * Layout::states * Layout::threads * sizeof(float);
-      if (in.B * in.D > 0) {
+      if constexpr (std::is_same_v<T, __nv_bfloat16> && Layout::padded_n <= 32) {
+        throw std::logic_error("selective_scan: bf16 states go by lanes");
+      } else if (in.B * in.D > 0) {
         allow_shared(scan_bwd<T, Layout>, static_cast<int>(bytes + starts));
         scan_bwd<T, Layout>
             <<<scan_grid<Layout>(in), Layout::threads, bytes + starts, stream>>>(p, aligned);

@@ -1,5 +1,5 @@
 #pragma once
-// Device pieces of the backward pass for d_state above 16.
+// Device pieces of the backward pass for d_state above 16, or 32 in bf16.
 //
 // A block owns one batch row, `channels` channels of one group and one segment of time. A channel's
 // state is spread over `lanes` neighbouring threads, `states` indices each, in registers. Time runs
