@@ -1,5 +1,5 @@
 #pragma once
-// The selective scan with a channel to each lane of a warp, all its states in the lane's registers:
+// The selective scan with a channel to each lane of a warp, its states in the lane's registers:
 // recurrences and sums over indices need no exchange. How a tile of 16 steps comes from memory, and
 // what is elementwise, which lanes do by pairs of channels.
 
@@ -7,7 +7,7 @@
 
 namespace retain::kernels {
 
-/// d_state 9 to 16.
+/// 16 states a lane: all of a channel's with d_state 9 to 16, half of them up to 32.
 using LaneLayout = WarpLayout<1, 16, 1>;
 constexpr int kLaneSteps = 16, kLaneStates = LaneLayout::states, kLaneChannels = 32;
 using LaneStates = float[kLaneStates];
