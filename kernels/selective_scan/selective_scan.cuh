@@ -388,10 +388,12 @@ int64_t wide_channel_blocks(const SelectiveScanCudaInputs& in);
 /// All of the backward pass but its segments and the sums over rows, for d_state above kSmallState.
 void launch_wide_bwd(const SelectiveScanCudaBwd& p, CudaStream stream);
 
-/// The same over states that were kept as bf16.
+/// Whether a training forward pass keeps the state as bf16.
 inline bool keeps_bf16(const SelectiveScanCudaInputs& in) {
   return scan_checkpoint_type(in.N, in.type) == ActivationType::bf16;
 }
+
+/// As launch_wide_bwd, over states that were kept as bf16.
 void launch_bf16_bwd(const SelectiveScanCudaBwd& p, CudaStream stream);
 
 /// The state that enters each segment into segment_states.

@@ -347,7 +347,7 @@ __global__ __launch_bounds__(2 * Layout::threads, Layout::padded_n > 64 ? 1 : 2)
 
 /// Calls run(Layout{}) with the layout that fits the sizes: blocks as small as all may be at work
 /// at once; where they are many, a thread owns four channels, which costs fewer instructions.
-template <typename Run>
+template <typename T, typename Run>
 void dispatch_fwd_layout(const SelectiveScanCudaInputs& in, const Run& run) {
   const auto blocks = [&](auto layout) {
     return in.segments * in.B * in.G * channel_blocks<decltype(layout)>(in);
@@ -370,9 +370,11 @@ void dispatch_fwd_layout(const SelectiveScanCudaInputs& in, const Run& run) {
     return either(WarpLayout<4, 4, 4, 4>{}, two);
   }
   if (in.N <= 32) {
-    const WarpLayout<8, 4, 1, 2> least;  // 8 channels, whose serving warps fp32 keeps too busy
-    const WarpLayout<8, 4, 1, 4> one;    // 16
-    if (in.type == ActivationType::bf16 && blocks(least) <= kAtOnce / 2) return run(least);
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      const WarpLayout<8, 4, 1, 2> least;  // 8 channels, whose serving warps others keep too busy
+      if (blocks(least) <= kAtOnce / 2) return run(least);
+    }
+    const WarpLayout<8, 4, 1, 4> one;  // 16
     if (blocks(one) <= kAtOnce) return run(one);
     return either(WarpLayout<8, 4, 4, 4>{}, WarpLayout<8, 4, 2, 4>{});
   }
@@ -389,7 +391,7 @@ void selective_scan_cuda_fwd(const SelectiveScanCudaFwd& p, CudaStream stream) {
   if (in.segments > 1) enter_segments(p, stream);
   dispatch_activations(in.type, [&](auto element) {
     using T = decltype(element);
-    dispatch_fwd_layout(in, [&](auto layout) {
+    dispatch_fwd_layout<T>(in, [&](auto layout) {
       using Layout = decltype(layout);
       const Alignment aligned(in, {in.u, in.delta, in.z, p.y});
       constexpr int kBytes = 2 * sizeof(FwdTile<Layout>);
