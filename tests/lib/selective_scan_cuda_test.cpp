@@ -223,6 +223,7 @@ TEST(SelectiveScanCuda, NaNBeforeAResetReachesNothingAfterItInBf16) {
   for (const auto& p :
        {ScanProblem{35, 3, 40, 16}, ScanProblem{600, 3, 40, 16}, ScanProblem{35, 3, 40, 32},
         ScanProblem{600, 3, 64, 32}, ScanProblem{35, 3, 40, 16, 1, {.z = false}},
+        ScanProblem{600, 3, 40, 16, 1, {.z = false}},
         ScanProblem{600, 3, 40, 32, 1, {.z = false}}}) {
     for (const double poison : {std::nan(""), std::numeric_limits<double>::infinity()}) {
       const auto clean = to(inputs_of(p), at::kBFloat16);
