@@ -16,20 +16,6 @@
 namespace retain::kernels {
 namespace {
 
-/// `whole`: all of the lane's states exist, in words.
-__device__ __forceinline__ void load_packed(const bf16* from, int64_t N, bool exists, bool whole,
-                                            Packed& h) {
-  if (whole && exists) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) h.half[i] = reinterpret_cast<const uint4*>(from)[i];
-  } else {
-    States x;
-#pragma unroll
-    for (int n = 0; n < kN; ++n) x[n] = exists && n < N ? to_float(from[n]) : 0.f;
-    h.set(x);
-  }
-}
-
 /// Whether any thread of the block met something odd.
 template <int kWarps>
 __device__ __forceinline__ bool any_odd_of_block(float odd) {
@@ -50,6 +36,173 @@ __device__ __forceinline__ WarpPlace<Layout> place_of(const SelectiveScanCudaInp
   return me;
 }
 
+/// `whole`: all of the lane's states exist, in words.
+__device__ __forceinline__ void load_packed(const bf16* from, int64_t N, bool exists, bool whole,
+                                            Packed& h) {
+  if (whole && exists) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) h.half[i] = reinterpret_cast<const uint4*>(from)[i];
+  } else {
+    States x;
+#pragma unroll
+    for (int n = 0; n < kN; ++n) x[n] = exists && n < N ? to_float(from[n]) : 0.f;
+    h.set(x);
+  }
+}
+
+/// Adds 0 to `odd` if all are finite.
+__device__ __forceinline__ void note_all(float& odd, const States& h) {
+#pragma unroll
+  for (int n = 0; n < kN; ++n) note(odd, h[n]);
+}
+
+/// The rows of the inputs and gradients, of B and C those of the warp's indices.
+template <int kWarps>
+__device__ __forceinline__ void put_warp_rows(const SelectiveScanCudaBwd& p,
+                                              const WarpPlace<Layout>& me, Rows* rows) {
+  put_all_rows<bf16>(p, me, me.begin, rows);
+  if constexpr (kWarps > 1) {
+    if (threadIdx.x == 0) {
+      rows[kB].data += me.n * sizeof(bf16);
+      rows[kC].data += me.n * sizeof(bf16);
+    }
+    __syncwarp();
+  }
+}
+
+/// Brings the tile at `first`, or what a pass over it needs, and the reset of the lane's step.
+template <int kWarps>
+__device__ __forceinline__ void bring_tile(Bf16Own& own, const LaneTiles& tiles, int first,
+                                           int steps, bool all, int& reset) {
+  // All addresses first: a copy would hold back the reads of the next rows.
+  const Rows u = own.rows[kU], delta = own.rows[kDelta], z = own.rows[kZ];
+  const Rows dout = own.rows[kDy], B = own.rows[kB], C = own.rows[kC];
+  reset = load_reset(own.rows, first, steps);
+  auto& raw = own.raw();
+  if (kWarps == 1 || threadIdx.y == 0) {
+    tiles.bring(raw.u, u, first, steps);
+    tiles.bring(raw.delta, delta, first, steps);
+  }
+  if (kWarps == 1 || (all && threadIdx.y == kWarps - 1)) {
+    tiles.bring(raw.z, z, first, steps);
+    tiles.bring(raw.dout, dout, first, steps);
+  }
+  tiles.bring(raw.B, B, first, steps);
+  if (kWarps == 1 || all) tiles.bring(raw.C, C, first, steps);
+}
+
+/// Rows [step, index] of a block's share of dB or dC, the warp's indices.
+struct BlockRows {
+  float* first;
+  int64_t stride_t;
+  int N;  ///< indices and those of the warps after
+
+  /// A group's sums into the rows from step k on, of which `steps` exist.
+  __device__ __forceinline__ void store(const GroupSums& sums, int k, int steps) const {
+    sums.store_over_channels(first + k * stride_t, stride_t, N, steps);
+  }
+};
+
+/// The way there over a tile: its states, dC and dz. Returns whether anything was odd.
+template <int kWarps>
+__device__ __forceinline__ bool scan_tile(Bf16Shared<kWarps>& shared, const PairWeights& w,
+                                          bool usual, const States& A, const States& g,
+                                          const Packed& before, unsigned resets,
+                                          const BlockRows& dC, int steps) {
+  float odd = 0;
+  if (usual) {
+    prepare<true>(shared, w, steps, odd);
+  } else {
+    prepare<false>(shared, w, steps, odd);
+  }
+  States h;
+  before.get(h);
+  sync<kWarps>();
+  note_all(odd, g);
+  auto& own = own_of(shared);
+  bool careful = false;
+#pragma unroll 1
+  for (int k = 0; k < kSteps; k += kGroup) {
+    GroupProducts products(&own.slot[k], &shared.dy_near[k], &own.C_near[k]);
+    scan(shared, A, k, resets, h, products);
+    note_all(odd, h);
+    careful = any_odd_of_block<kWarps>(odd);
+    if (careful) {
+      Packed from = before;
+      if (k > 0) from.take(own.slot[k - 1]);
+      scan_carefully(shared, A, k, resets, from);
+      __syncwarp();
+      products.sums = GroupSums::carefully<false>(*reinterpret_cast<Slot(*)[kGroup]>(&own.slot[k]),
+                                                  &shared.dy_near[k], &own.C_near[k]);
+      Packed last;
+      last.take(own.slot[k + kGroup - 1]);
+      last.get(h);
+    }
+    dC.store(products.sums, k, steps - k);
+    if (w.gated) {
+      const int y_at = k == 0 ? kGroup + 1 : 0;
+      products.sums.put_over_indices(group_rows(shared, warp_of<kWarps>(), y_at));
+      sync<kWarps>();
+      if (careful) {
+        finish_gate<true>(shared, w, k, y_at);
+      } else {
+        finish_gate<false>(shared, w, k, y_at);
+      }
+      sync<kWarps>();
+    }
+  }
+  return careful;
+}
+
+/// The way back over the group of a tile from its step k on: dB, du and ddelta.
+template <int kWarps>
+__device__ __forceinline__ void reverse_group(Bf16Shared<kWarps>& shared, PairWeights& w,
+                                              const States& A, States& g, States& dA,
+                                              unsigned resets, bool careful, bool usual,
+                                              const BlockRows& dB, int k, int steps) {
+  auto& own = own_of(shared);
+  const int decay_at = k == 0 ? kGroup + 1 : 0, input_at = k + 1;
+  auto& by_decay = group_rows(shared, warp_of<kWarps>(), decay_at);
+  GroupProducts products(&own.slot[k], &shared.drive[k], &own.B_near[k]);
+  if (careful) {
+    reverse_carefully(shared, A, k, resets, g, dA, by_decay);
+    __syncwarp();
+    products.sums = GroupSums::carefully<true>(*reinterpret_cast<Slot(*)[kGroup]>(&own.slot[k]),
+                                               &shared.drive[k], &own.B_near[k]);
+  } else {
+    reverse(shared, A, k, resets, g, dA, by_decay, products);
+  }
+  dB.store(products.sums, k, steps - k);
+  __syncwarp();
+  products.sums.put_over_indices(group_rows(shared, warp_of<kWarps>(), input_at));
+  sync<kWarps>();
+  if (careful) {
+    finish<true, false>(shared, w, k, steps, input_at, decay_at);
+  } else if (usual) {
+    finish<false, true>(shared, w, k, steps, input_at, decay_at);
+  } else {
+    finish<false, false>(shared, w, k, steps, input_at, decay_at);
+  }
+  sync<kWarps>();
+}
+
+/// What pairs of channels gathered over time, of which half warps and warps have parts.
+template <int kWarps>
+__device__ __forceinline__ void store_pairs(float* to, float2 sum, float (&others)[kChannels],
+                                            int channels) {
+  sum.x += __shfl_xor_sync(~0u, sum.x, 16);
+  sum.y += __shfl_xor_sync(~0u, sum.y, 16);
+  const int c = pair_step(pair_channel());
+  float own = threadIdx.x < 16 ? sum.x : sum.y;
+  if constexpr (kWarps == 2) {
+    if (threadIdx.y == 1) others[c] = own;
+    __syncthreads();
+    if (threadIdx.y == 1) return;
+    own += others[c];
+  }
+  if (c < channels) to[c] = own;
+}
+
 template <int kWarps>
 __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
     const __grid_constant__ SelectiveScanCudaBwd p, Alignment aligned, bool words) {
@@ -65,7 +218,6 @@ __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
   const int64_t stride_t = in.B * in.G * in.N;
   const int64_t pairs_at =
       me.channel_block * in.T * stride_t + (me.b * in.G + me.group) * in.N + me.n;
-  const bool exists = me.channel < me.channels, whole = in.N % kN == 0;
   PairWeights w(in, me);
   const bool usual = w.softplus && w.gated;
   OwnStates<Layout> A_, g_, dA_ = {};
@@ -74,39 +226,18 @@ __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
   const float* entering =
       in.segments > 1 ? in.segment_states + me.segment * all_states : p.dlast_state;
   load_states<Layout>(entering != nullptr ? entering + me.state : nullptr, in.N, me, g_);
-  put_all_rows<bf16>(p, me, me.begin, own.rows);
-  if constexpr (kWarps > 1) {
-    if (threadIdx.x == 0) {
-      own.rows[kB].data += me.n * sizeof(bf16);
-      own.rows[kC].data += me.n * sizeof(bf16);
-    }
-    __syncwarp();
-  }
+  put_warp_rows<kWarps>(p, me, own.rows);
 
   constexpr int kEvery = kSteps * kWarps;
   const int length = static_cast<int>(me.end - me.begin);
+  const bool exists = me.channel < me.channels, whole = in.N % kN == 0;
   const auto* checkpoint = static_cast<const bf16*>(p.checkpoints) + me.state +
                            ((me.end + kEvery - 1) / kEvery - 1) * all_states;
   int reset = 0;
   Packed before;
   // Brings a tile, or what a pass over it needs, and the states before it if they were kept.
   const auto fetch = [&](int first, bool all) {
-    const int steps = min(length - first, kSteps);
-    // All addresses first: a copy would hold back the reads of the next rows.
-    const Rows u = own.rows[kU], delta = own.rows[kDelta], z = own.rows[kZ];
-    const Rows dout = own.rows[kDy], B = own.rows[kB], C = own.rows[kC];
-    reset = load_reset(own.rows, first, steps);
-    auto& raw = own.raw();
-    if (kWarps == 1 || threadIdx.y == 0) {
-      tiles.bring(raw.u, u, first, steps);
-      tiles.bring(raw.delta, delta, first, steps);
-    }
-    if (kWarps == 1 || (all && threadIdx.y == kWarps - 1)) {
-      tiles.bring(raw.z, z, first, steps);
-      tiles.bring(raw.dout, dout, first, steps);
-    }
-    tiles.bring(raw.B, B, first, steps);
-    if (kWarps == 1 || all) tiles.bring(raw.C, C, first, steps);
+    bring_tile<kWarps>(own, tiles, first, min(length - first, kSteps), all, reset);
     if (kWarps == 1 || first % kEvery == 0) {
       load_packed(checkpoint, N, exists, whole, before);
       if (all) checkpoint -= all_states;
@@ -140,79 +271,17 @@ __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
     wait_for_copies();
     const unsigned resets = reset_bits(reset != 0);
     sync<kWarps>();
-    float odd = 0;
-    if (usual) {
-      prepare<true>(shared, w, steps, odd);
-    } else {
-      prepare<false>(shared, w, steps, odd);
-    }
-    States h;
-    before.get(h);
-    sync<kWarps>();
-    odd += odd_of<Layout>(g_);
     const int64_t pair = pairs_at + (me.begin + first) * stride_t;
-    bool careful = false;
-#pragma unroll 1
-    for (int k = 0; k < kSteps; k += kGroup) {
-      GroupProducts products(&own.slot[k], &shared.dy_near[k], &own.C_near[k]);
-      scan(shared, A, k, resets, h, products);
-#pragma unroll
-      for (int n = 0; n < kN; ++n) note(odd, h[n]);
-      careful = any_odd_of_block<kWarps>(odd);
-      if (careful) {
-        Packed from = before;
-        if (k > 0) from.take(own.slot[k - 1]);
-        scan_carefully(shared, A, k, resets, from);
-        __syncwarp();
-        products.sums = GroupSums::carefully<false>(
-            *reinterpret_cast<Slot(*)[kGroup]>(&own.slot[k]), &shared.dy_near[k], &own.C_near[k]);
-        Packed last;
-        last.take(own.slot[k + kGroup - 1]);
-        last.get(h);
-      }
-      products.sums.store_over_channels(p.dC_blocks + pair + k * stride_t, stride_t, N, steps - k);
-      if (w.gated) {
-        const int y_at = k == 0 ? kGroup + 1 : 0;
-        products.sums.put_over_indices(group_rows(shared, warp_of<kWarps>(), y_at));
-        sync<kWarps>();
-        if (careful) {
-          finish_gate<true>(shared, w, k, y_at);
-        } else {
-          finish_gate<false>(shared, w, k, y_at);
-        }
-        sync<kWarps>();
-      }
-    }
+    const BlockRows dC{p.dC_blocks + pair, stride_t, N}, dB{p.dB_blocks + pair, stride_t, N};
+    const bool careful = scan_tile(shared, w, usual, A, g, before, resets, dC, steps);
 #pragma unroll 1
     for (int k = kSteps - kGroup; k >= 0; k -= kGroup) {
-      const int decay_at = k == 0 ? kGroup + 1 : 0;
-      auto& by_decay = group_rows(shared, warp_of<kWarps>(), decay_at);
       if (k == 0) {
         before.put(own.entering);
         if (first > 0) fetch_next(first - kSteps);
       }
       __syncwarp();
-      GroupProducts products(&own.slot[k], &shared.drive[k], &own.B_near[k]);
-      if (careful) {
-        reverse_carefully(shared, A, k, resets, g, dA, by_decay);
-        __syncwarp();
-        products.sums = GroupSums::carefully<true>(*reinterpret_cast<Slot(*)[kGroup]>(&own.slot[k]),
-                                                   &shared.drive[k], &own.B_near[k]);
-      } else {
-        reverse(shared, A, k, resets, g, dA, by_decay, products);
-      }
-      products.sums.store_over_channels(p.dB_blocks + pair + k * stride_t, stride_t, N, steps - k);
-      __syncwarp();
-      products.sums.put_over_indices(group_rows(shared, warp_of<kWarps>(), k + 1));
-      sync<kWarps>();
-      if (careful) {
-        finish<true, false>(shared, w, k, steps, k + 1, decay_at);
-      } else if (usual) {
-        finish<false, true>(shared, w, k, steps, k + 1, decay_at);
-      } else {
-        finish<false, false>(shared, w, k, steps, k + 1, decay_at);
-      }
-      sync<kWarps>();
+      reverse_group(shared, w, A, g, dA, resets, careful, usual, dB, k, steps);
     }
     store_rows(shared, first, steps, me.channels, tiles.words, w.gated);
     __syncwarp();
@@ -220,22 +289,9 @@ __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
   store_states<Layout>(p.dA_rows + me.segment * all_states + me.state, in.N, me, dA_);
   if (me.segment == 0) store_states<Layout>(p.dinitial_state + me.state, in.N, me, g_);
   const int64_t row = (me.segment * in.B + me.b) * in.D + me.first_channel;
-  const auto store = [&](float* to, float2 sum, float(&others)[kChannels]) {
-    sum.x += __shfl_xor_sync(~0u, sum.x, 16);
-    sum.y += __shfl_xor_sync(~0u, sum.y, 16);
-    const int c = pair_step(pair_channel());
-    float own = threadIdx.x < 16 ? sum.x : sum.y;
-    if constexpr (kWarps == 2) {
-      if (threadIdx.y == 1) others[c] = own;
-      __syncthreads();
-      if (threadIdx.y == 1) return;
-      own += others[c];
-    }
-    if (c < me.channels) to[row + c] = own;
-  };
   sync<kWarps>();
-  store(p.dD_rows, w.dD, shared.size[0]);
-  store(p.ddelta_bias_rows, w.dbias, shared.size[1]);
+  store_pairs<kWarps>(p.dD_rows + row, w.dD, shared.size[0], me.channels);
+  store_pairs<kWarps>(p.ddelta_bias_rows + row, w.dbias, shared.size[1], me.channels);
 }
 
 template <int kWarps>
