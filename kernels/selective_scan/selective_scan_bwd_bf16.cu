@@ -299,10 +299,12 @@ void launch_by_lanes(const SelectiveScanCudaBwd& p, CudaStream stream) {
   const auto& in = p.in;
   const auto all = {in.u, in.delta, in.z, p.dy, p.du, p.ddelta, p.dz};
   const Alignment aligned(in, all);
+  const Words words = in_words<bf16>(in, aligned, all);
+  const bool in_tiles = words.channels && words.indices && in.N % kN == 0;
   constexpr int kBytes = sizeof(Bf16Shared<kWarps>);
   allow_shared(scan_bwd_by_lanes<kWarps>, kBytes);
-  scan_bwd_by_lanes<kWarps><<<scan_grid<Layout>(in), dim3(32, kWarps), kBytes, stream>>>(
-      p, aligned, in_words<bf16>(in, aligned, all));
+  scan_bwd_by_lanes<kWarps>
+      <<<scan_grid<Layout>(in), dim3(32, kWarps), kBytes, stream>>>(p, aligned, in_tiles);
   check_launch("selective_scan: backward");
 }
 

@@ -20,19 +20,19 @@ using IndexRows = T[kLaneSteps][kLaneStates];
 
 // From memory
 
-/// Starts to bring the rows of a tile that exist; zeros for the others.
+/// Starts to bring the rows of a tile that exist, `count` elements of each; zeros for the others.
 template <typename T, int kWide>
 __device__ __forceinline__ void copy_rows(T (&to)[kLaneSteps][kWide], Rows rows, int first,
-                                          int steps) {
+                                          int steps, int count = kWide) {
   constexpr int kCopies = kWide * sizeof(T) / 16, kAtOnce = 32 / kCopies;  // of a row; rows
   const int row = threadIdx.x / kCopies, column = threadIdx.x % kCopies * 16;
+  const bool there = rows.data != nullptr && column < count * static_cast<int>(sizeof(T));
 #pragma unroll
   for (int step = 0; step < kLaneSteps; step += kAtOnce) {
     const int s = step + row;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<unsigned>(
                      __cvta_generic_to_shared(reinterpret_cast<char*>(to[s]) + column))),
-                 "l"(rows.near(first + s, column)),
-                 "r"(s < steps && rows.data != nullptr ? 16 : 0));
+                 "l"(rows.near(first + s, column)), "r"(s < steps && there ? 16 : 0));
   }
 }
 
@@ -48,25 +48,29 @@ __device__ __noinline__ void load_rows(T (&to)[kLaneSteps][kWide], Rows rows, in
   }
 }
 
-/// Whether a launch's rows lie in whole words of 16 bytes.
+/// Which rows of a launch lie in whole words of 16 bytes.
+struct Words {
+  bool channels, indices;
+};
+
 template <typename T>
-bool in_words(const SelectiveScanCudaInputs& in, const Alignment& aligned,
-              std::initializer_list<Activations> all) {
+Words in_words(const SelectiveScanCudaInputs& in, const Alignment& aligned,
+               std::initializer_list<Activations> all) {
   constexpr int64_t kWord = 16 / sizeof(T);
   const auto whole = [&](const Activations& x) {
     return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride_t % kWord == 0 &&
            x.stride_b % kWord == 0;
   };
-  bool words = aligned.near && in.D / in.G % kWord == 0 && in.N % kLaneStates == 0 &&
-               in.B_stride_g % kWord == 0 && in.C_stride_g % kWord == 0 && whole(in.B_matrix) &&
-               whole(in.C_matrix);
-  for (const auto& x : all) words = words && whole(x);
+  Words words{aligned.near && in.D / in.G % kWord == 0,
+              aligned.near && in.N % kWord == 0 && in.B_stride_g % kWord == 0 &&
+                  in.C_stride_g % kWord == 0 && whole(in.B_matrix) && whole(in.C_matrix)};
+  for (const auto& x : all) words.channels = words.channels && whole(x);
   return words;
 }
 
 /// Brings a warp's tiles.
 struct LaneTiles {
-  bool words;       ///< in_words, and all channels exist
+  bool words;       ///< rows lie in whole words, and all channels exist
   int channels, N;  ///< that exist; N may be more than a tile has
 
   __device__ __forceinline__ LaneTiles(const SelectiveScanCudaInputs& in,

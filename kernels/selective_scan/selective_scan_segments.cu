@@ -1,207 +1,256 @@
 // Segments of time: what each does to the state, or to the gradient, that enters it, from zero and
 // for its last alone; then these are carried over the segments. A step's share needs no recurrence:
-// it is the product of the decays between the step and the segment's border.
+// it is the product of the decays between the step and the segment's border. A lane owns a channel
+// with 16 indices, and four warps share the steps between the border and the nearest reset, beyond
+// which nothing is felt.
 
-#include <retain/kernels/selective_scan/selective_scan_segments.cuh>
+#include <retain/kernels/selective_scan/selective_scan_lanes.cuh>
 
 namespace retain::kernels {
 namespace {
 
-template <class Layout, typename T>
-struct alignas(16) SegmentShared {
-  float2 step[Layout::steps][Layout::channels];  ///< delta', and delta' u or dy
-  float pairs[Layout::steps][Layout::padded_n];  ///< B or C
+constexpr int kWalkers = 4;  ///< most warps that share a segment's walk, each a part of its own
+
+/// What a walker has for a tile; last, what its part does.
+template <typename T>
+struct alignas(16) Walker {
+  float size[kLaneSteps][kLaneChannels];   ///< delta'; then their sum
+  float value[kLaneSteps][kLaneChannels];  ///< u delta', or dy; then the change by index
+  float pairs[kLaneSteps][kLaneStates];    ///< B, or C
+  ChannelRows<T> delta, z, values;
+  IndexRows<T> indices;
   Rows rows[kArrays];
-  RawTile<Layout, T, 3> raw;
+  int found;  ///< distance of the nearest reset among its steps, or -1
 };
 
-/// What a segment does to the state that enters it: the state that it makes of zero, and its decay.
-/// Walks back from its end, where a step's share of the last state is exp(A Σ delta') of the steps
-/// after it. Nothing comes from before a reset, so that the last one ends the walk.
-template <typename T, class Layout>
-__global__ __launch_bounds__(32, 16) void change_of_states(
-    const __grid_constant__ SelectiveScanCudaFwd p, Alignment aligned) {
-  extern __shared__ char memory[];
-  auto& shared = *reinterpret_cast<SegmentShared<Layout, T>*>(memory);
-  constexpr int kSteps = Layout::steps;
-  const auto& in = p.in;
-  const WarpPlace<Layout> me(in, aligned.channels);
-  const int N = static_cast<int>(in.N);
-  const bool words = aligned.channels && me.channels == Layout::channels && aligned.near &&
-                     aligned.pairs && N == Layout::padded_n;
-  const float4 bias = me.load_weights(in.delta_bias);
-  const int64_t tiles = (me.end - me.begin + kSteps - 1) / kSteps;
-  const int64_t last = me.begin + (tiles - 1) * kSteps;
-  put_rows<T>(in, me, last, shared.rows);
-  __syncwarp();
-  OwnStates<Layout> A, h = {};
-  load_rates(in, me, A);
-  float after[Layout::own] = {}, tile_sum[Layout::own];  // Σ delta' of the steps after a tile
-  unsigned resets = 0;
-  int steps = static_cast<int>(me.end - last), reset = 0;
-  const auto start = [&] {
-    reset = load_reset(shared.rows, 0, steps);
-    if (words) {
-      copy_tile(shared.rows, shared.raw, me, 0, steps, 2, 1);
-    } else {
-      load_tile<Layout, T>(shared.rows, &shared.raw.four[0][0][0], 2, &shared.raw.pair[0][0][0],
-                           me.channels, N, 0, steps);
-    }
+/// The steps of a segment that its border feels, none beyond the nearest reset.
+struct Reach {
+  int steps;
+  bool reset;
+};
+
+/// Walkers look in equal parts of the segment. Distances count steps from the border.
+template <bool kGradients, typename T>
+__device__ __forceinline__ Reach reach_of(const SelectiveScanCudaInputs& in,
+                                          const WarpPlace<LaneLayout>& me, Walker<T>* walkers) {
+  const int length = static_cast<int>(me.end - me.begin);
+  if (in.reset.data == nullptr) return {length, false};
+  const bool* from = in.reset.data + me.b * in.reset.stride_b;
+  const auto reset_at = [&](int distance) {
+    const int64_t t = kGradients ? me.begin + distance : me.end - 1 - distance;
+    return distance < length && from[t * in.reset.stride_t];
   };
-  start();
-#pragma unroll 1
-  for (int64_t t = last; t >= me.begin && resets == 0; t -= kSteps) {
-    wait_for_copies();
-    resets = reset_bits(reset != 0);
-    __syncwarp();
-    const float4 u = widen_at(shared.raw.four[kU][threadIdx.x]);
-    float4 size =
-        step_sizes<T>(widen_at(shared.raw.four[kDelta][threadIdx.x]), bias, in.delta_softplus);
-    if (me.four_step >= steps) size = {};
-    put_step<Layout>(shared.step[me.four_step], me, size, times4(size, u));
-    float even = 0;
-    put_pairs<Layout>(shared.raw.pair[0], shared.pairs, even);
-    steps = kSteps;
-    if (t > me.begin) {
-      move_rows(shared.rows, kArrays, -kSteps);
-      start();
+  constexpr int kLooks = 4;  // of a lane, in flight together
+  const int part = (length + blockDim.y - 1) / blockDim.y;
+  const int begin = threadIdx.y * part, end = min(begin + part, length);
+  int found = -1;
+  for (int distance = begin; distance < end && found < 0; distance += 32 * kLooks) {
+    bool resets[kLooks];
+#pragma unroll
+    for (int i = 0; i < kLooks; ++i) resets[i] = reset_at(distance + 32 * i + threadIdx.x);
+#pragma unroll
+    for (int i = 0; i < kLooks; ++i) {
+      const unsigned bits = reset_bits(resets[i]);
+      if (bits != 0 && found < 0) found = distance + 32 * i + __ffs(bits) - 1;
     }
-    __syncwarp();
-    const int from = resets != 0 ? 31 - __clz(resets) : 0;
-#pragma unroll
-    for (int k = 0; k < Layout::own; ++k) tile_sum[k] = 0;
-#pragma unroll 4
-    for (int s = kSteps - 1; s >= from; --s) {
-      float delta[Layout::own], drive[Layout::own], B[Layout::states];
-      read_step<Layout>(shared.step[s], me, delta, drive);
-      read_floats(&shared.pairs[s][me.n], B);
-#pragma unroll
-      for (int k = 0; k < Layout::own; ++k) {
-        const float sum = after[k] + tile_sum[k];
-#pragma unroll
-        for (int n = 0; n < Layout::states; ++n) {
-          const float own = __fmul_rn(drive[k], B[n]);  // 0 wins over a decay that overflows
-          if (own != 0.f) h[k][n] = fmaf(exp2_fast(sum * A[k][n]), own, h[k][n]);
-        }
-        tile_sum[k] += delta[k];
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < Layout::own; ++k) after[k] += tile_sum[k];
-    __syncwarp();
   }
-  wait_for_copies();
-  store_changes(in, me, resets != 0, after, A, h);
+  if (threadIdx.x == 0) walkers[threadIdx.y].found = found;
+  __syncthreads();
+  for (unsigned i = 0; i < blockDim.y; ++i) {
+    const int nearest = walkers[i].found;
+    if (nearest >= 0) return {kGradients ? nearest : nearest + 1, true};
+  }
+  return {length, false};
 }
 
-/// What a segment does to the gradient that enters at its end: the gradient at its start that comes
-/// of its own outputs, and its decay. A step's share is exp(A Σ delta') of the steps up to it.
-/// Nothing comes from beyond a reset, so that the first one ends the walk.
-template <typename T, class Layout>
-__global__ __launch_bounds__(32, 16) void change_of_gradients(
-    const __grid_constant__ SelectiveScanCudaBwd p, Alignment aligned) {
+/// What a tile's steps bring, from what came of memory. Adds 0 to `odd` if all is finite.
+template <bool kGradients, typename T>
+__device__ __forceinline__ void prepare_tile(Walker<T>& own, const PairWeights& w, int steps,
+                                             float& odd) {
+  const bool gated = kGradients && w.gated;
+  widen_indices(own.indices, &own.pairs[0][0], odd);
+#pragma unroll 1
+  for (int first = 0; first < kLaneSteps; first += 8) {
+    // All is read before anything is written: the compiler cannot tell shared memory apart.
+    float2 size[4], value[4], z[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int s = pair_step(first + 2 * i);
+      size[i] = widen_pair(own.delta[s]);
+      value[i] = widen_pair(own.values[s]);
+      if (kGradients) z[i] = widen_pair(own.z[s]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int s = pair_step(first + 2 * i);
+      size[i] = sizes<T>(size[i], w, s < steps);
+      if (gated) {
+        open_gate(z[i].x, value[i].x);
+        open_gate(z[i].y, value[i].y);
+      }
+      if (!kGradients) value[i] = {size[i].x * value[i].x, size[i].y * value[i].y};
+      note(odd, value[i]);
+      note(odd, size[i]);
+      pair_at(own.size[s]) = size[i];
+      pair_at(own.value[s]) = value[i];
+    }
+  }
+}
+
+/// Adds the shares of a tile's steps, from the segment's border on; `total` is Σ delta' of the
+/// steps between the border and them. kCareful: products of 0 are 0.
+template <bool kGradients, bool kCareful, int kN, typename T>
+__device__ __forceinline__ void add_shares(const Walker<T>& own, const LaneStates& A, float& total,
+                                           LaneStates& change) {
+  constexpr bool kGuarded = kCareful && kGradients;  // dy of 0, which no output asked for
+#pragma unroll(kCareful ? 1 : 4)
+  for (int i = 0; i < kLaneSteps; ++i) {
+    const int s = kGradients ? i : kLaneSteps - 1 - i;
+    const float size = own.size[s][threadIdx.x], value = own.value[s][threadIdx.x];
+    const float until = kGradients ? total + size : total;
+    float pairs[kN];
+    read_floats<kN>(own.pairs[s], pairs);
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+      const float share = times<kGuarded>(value, pairs[n]);
+      change[n] = plus_times<kCareful>(share, exp2_fast(until * A[n]), change[n]);
+    }
+    total += size;
+  }
+}
+
+/// Joins the walkers' parts in the first, which is at the border.
+template <typename T>
+__device__ __forceinline__ void join_parts(Walker<T>* walkers, const LaneStates& A, float& total,
+                                           LaneStates& change) {
+  const auto lane = threadIdx.x;
+  auto& own = walkers[threadIdx.y];
+  __syncwarp();
+  own.size[0][lane] = total;
+#pragma unroll
+  for (int n = 0; n < kLaneStates; ++n) own.value[n][lane] = change[n];
+  __syncthreads();
+  if (threadIdx.y > 0) return;
+#pragma unroll 1
+  for (unsigned walker = 1; walker < blockDim.y; ++walker) {
+#pragma unroll
+    for (int n = 0; n < kLaneStates; ++n) {
+      const float beyond = walkers[walker].value[n][lane];
+      change[n] = plus_times<true>(beyond, exp2_fast(total * A[n]), change[n]);
+    }
+    total += walkers[walker].size[0][lane];
+  }
+}
+
+/// A segment's change into segment_states, and its decay, from Σ delta', into segment_decays; a
+/// negative decay marks a reset inside.
+__device__ __forceinline__ void store_change(const SelectiveScanCudaInputs& in,
+                                             const WarpPlace<LaneLayout>& me, bool reset,
+                                             float total, const OwnStates<LaneLayout>& A,
+                                             const OwnStates<LaneLayout>& change) {
+  const int64_t at = me.segment * in.B * in.D * in.N + me.state;
+  OwnStates<LaneLayout> decay;
+#pragma unroll
+  for (int n = 0; n < kLaneStates; ++n) decay[0][n] = reset ? -1.f : exp2_fast(total * A[0][n]);
+  store_states<LaneLayout>(in.segment_states + at, in.N, me, change);
+  store_states<LaneLayout>(in.segment_decays + at, in.N, me, decay);
+}
+
+/// What a segment does to the state that enters it, or to the gradient that enters at its end. The
+/// values are u, or dy.
+template <typename T, bool kGradients>
+__device__ __forceinline__ void walk(const SelectiveScanCudaInputs& in, const Activations& values,
+                                     Alignment aligned, Words words) {
   extern __shared__ char memory[];
-  auto& shared = *reinterpret_cast<SegmentShared<Layout, T>*>(memory);
-  constexpr int kSteps = Layout::steps;
-  const auto& in = p.in;
-  const WarpPlace<Layout> me(in, aligned.channels);
-  const int N = static_cast<int>(in.N);
-  const bool words = aligned.channels && me.channels == Layout::channels && aligned.near &&
-                     aligned.pairs && N == Layout::padded_n;
-  const float4 bias = me.load_weights(in.delta_bias);
-  put_rows<T>(in, me, me.begin, shared.rows);
-  // dy takes the place of u, C that of B.
+  auto* walkers = reinterpret_cast<Walker<T>*>(memory);
+  auto& own = walkers[threadIdx.y];
+  WarpPlace<LaneLayout> me(in, aligned.channels);
+  me.n = blockIdx.y * kLaneStates;
+  me.state += me.n;
+  if (me.segment == (kGradients ? 0 : in.segments - 1)) return;  // nobody asks for its change
+  const LaneTiles tiles(in, me, words.channels);
+  const int N = min(static_cast<int>(in.N) - me.n, kLaneStates);
+  const PairWeights w(in, me);
+  OwnStates<LaneLayout> A, change = {};
+  load_rates(in, me, A);
+  bool growing = false;  // decays may overflow
+#pragma unroll
+  for (int n = 0; n < kLaneStates; ++n) growing = growing || !(A[0][n] <= 0.f);
+  const Reach reach = reach_of<kGradients>(in, me, walkers);
+  const int64_t from = kGradients ? me.begin : me.end - reach.steps;
+  put_rows<T>(in, me, from, own.rows);
   if (threadIdx.x == 0) {
-    shared.rows[kU] = rows_of<T>(p.dy, me.begin, me.b, me.first_channel);
-    shared.rows[kB] = shared.rows[kC];
+    own.rows[kU] = rows_of<T>(values, from, me.b, me.first_channel);
+    if (kGradients) own.rows[kB] = own.rows[kC];
+    own.rows[kB].data += me.n * sizeof(T);
   }
   __syncwarp();
-  OwnStates<Layout> A, g = {};
-  load_rates(in, me, A);
-  float total[Layout::own] = {}, tile_sum[Layout::own];  // Σ delta' up to a tile
-  unsigned resets = 0;
-  int steps = static_cast<int>(min(me.end - me.begin, int64_t{kSteps})), reset = 0;
-  const auto start = [&] {
-    reset = load_reset(shared.rows, 0, steps);
-    if (words) {
-      copy_tile(shared.rows, shared.raw, me, 0, steps, 3, 1);
+  const int count = (reach.steps + kLaneSteps - 1) / kLaneSteps;
+  const int part = (count + blockDim.y - 1) / blockDim.y;
+  const int begin = threadIdx.y * part, end = min(begin + part, count);
+  int steps = 0;
+  const auto fetch = [&](int tile) {
+    const int first = (kGradients ? tile : count - 1 - tile) * kLaneSteps;
+    steps = min(reach.steps - first, kLaneSteps);
+    const Rows delta = own.rows[kDelta], values = own.rows[kU];
+    const Rows z = own.rows[kZ], indices = own.rows[kB];
+    tiles.bring(own.delta, delta, first, steps);
+    tiles.bring(own.values, values, first, steps);
+    if (kGradients && w.gated) tiles.bring(own.z, z, first, steps);
+    if (words.indices) {
+      copy_rows(own.indices, indices, first, steps, N);
     } else {
-      load_tile<Layout, T>(shared.rows, &shared.raw.four[0][0][0], 3, &shared.raw.pair[0][0][0],
-                           me.channels, N, 0, steps);
+      load_rows(own.indices, indices, N, first, steps);
     }
   };
-  start();
+  float total = 0;
+  if (begin < end) fetch(begin);
 #pragma unroll 1
-  for (int64_t t = me.begin; t < me.end && resets == 0; t += kSteps) {
+  for (int tile = begin; tile < end; ++tile) {
     wait_for_copies();
-    resets = reset_bits(reset != 0);
     __syncwarp();
-    float4 dy = widen_at(shared.raw.four[kU][threadIdx.x]);
-    const float4 z = widen_at(shared.raw.four[kZ][threadIdx.x]);
-    const float4 size =
-        step_sizes<T>(widen_at(shared.raw.four[kDelta][threadIdx.x]), bias, in.delta_softplus);
-    if (in.z.data != nullptr) {
-      const auto gated = [](float dy, float z) { return dy == 0.f ? 0.f : dy * z * sigmoid(z); };
-      dy = {gated(dy.x, z.x), gated(dy.y, z.y), gated(dy.z, z.z), gated(dy.w, z.w)};
-    }
-    put_step<Layout>(shared.step[me.four_step], me, size, dy);
-    float even = 0;
-    put_pairs<Layout>(shared.raw.pair[0], shared.pairs, even);
-    const int until = resets != 0 ? __ffs(resets) - 1 : steps;
-    if (t + kSteps < me.end) {
-      move_rows(shared.rows, kArrays, kSteps);
-      steps = static_cast<int>(min(me.end - t - kSteps, int64_t{kSteps}));
-      start();
-    }
+    float odd = growing ? 1.f : 0.f;
+    prepare_tile<kGradients>(own, w, steps, odd);
     __syncwarp();
-#pragma unroll
-    for (int k = 0; k < Layout::own; ++k) tile_sum[k] = 0;
-#pragma unroll 4
-    for (int s = 0; s < until; ++s) {
-      float delta[Layout::own], dy[Layout::own], C[Layout::states];
-      read_step<Layout>(shared.step[s], me, delta, dy);
-      read_floats(&shared.pairs[s][me.n], C);
-#pragma unroll
-      for (int k = 0; k < Layout::own; ++k) {
-        tile_sum[k] += delta[k];
-        const float sum = total[k] + tile_sum[k];
-#pragma unroll
-        for (int n = 0; n < Layout::states; ++n) {
-          const float own = dy[k] == 0.f ? 0.f : dy[k] * C[n];
-          if (own != 0.f) g[k][n] = fmaf(own, exp2_fast(sum * A[k][n]), g[k][n]);
-        }
-      }
+    if (tile + 1 < end) fetch(tile + 1);
+    if (any_odd(odd)) {
+      add_shares<kGradients, true, kLaneStates>(own, A[0], total, change[0]);
+    } else if (N > kLaneStates / 2) {
+      add_shares<kGradients, false, kLaneStates>(own, A[0], total, change[0]);
+    } else {
+      add_shares<kGradients, false, kLaneStates / 2>(own, A[0], total, change[0]);
     }
-#pragma unroll
-    for (int k = 0; k < Layout::own; ++k) total[k] += tile_sum[k];
     __syncwarp();
   }
-  wait_for_copies();
-  store_changes(in, me, resets != 0, total, A, g);
+  join_parts(walkers, A[0], total, change[0]);
+  if (threadIdx.y == 0) store_change(in, me, reach.reset, total, A, change);
 }
 
 template <typename T>
-__global__ __launch_bounds__(32, 16) void change_of_states_by_lanes(
-    const __grid_constant__ SelectiveScanCudaFwd p, Alignment aligned, bool words) {
-  change_by_lanes<T, false>(p.in, p.in.u, aligned, words);
+__global__ __launch_bounds__(32 * kWalkers, 16 / kWalkers) void change_of_states(
+    const __grid_constant__ SelectiveScanCudaFwd p, Alignment aligned, Words words) {
+  walk<T, false>(p.in, p.in.u, aligned, words);
 }
 template <typename T>
-__global__ __launch_bounds__(32, 16) void change_of_gradients_by_lanes(
-    const __grid_constant__ SelectiveScanCudaBwd p, Alignment aligned, bool words) {
-  change_by_lanes<T, true>(p.in, p.dy, aligned, words);
+__global__ __launch_bounds__(32 * kWalkers, 16 / kWalkers) void change_of_gradients(
+    const __grid_constant__ SelectiveScanCudaBwd p, Alignment aligned, Words words) {
+  walk<T, true>(p.in, p.dy, aligned, words);
 }
 
-bool fits_lanes(int64_t N) { return N > 8 && N <= kLaneStates; }
-
-/// Calls run(Layout{}) with the layout of one warp that fits any other d_state.
-template <typename Run>
-void dispatch_other_layout(int64_t N, const Run& run) {
-  if (N <= 4) return run(WarpLayout<1, 4, 1>{});
-  if (N <= 8) return run(WarpLayout<2, 4, 2>{});
-  if (N <= 32) return run(WarpLayout<8, 4, 4>{});
-  if (N <= 64) return run(WarpLayout<16, 4, 4>{});
-  if (N <= 128) return run(WarpLayout<32, 4, 4>{});
-  return run(WarpLayout<32, 8, 4>{});
+/// Launches a block for each segment, 32 channels and 16 indices.
+template <typename T, typename Kernel, class Params>
+void launch_walks(Kernel kernel, const Params& p, std::initializer_list<Activations> all,
+                  CudaStream stream) {
+  const auto& in = p.in;
+  dim3 grid = scan_grid<LaneLayout>(in);
+  grid.y = static_cast<unsigned>((in.N + kLaneStates - 1) / kLaneStates);
+  const int64_t tiles = (in.segment_steps + kLaneSteps - 1) / kLaneSteps;
+  const int walkers = static_cast<int>(std::min<int64_t>(tiles, kWalkers));
+  const Alignment aligned(in, all);
+  allow_shared(kernel, kWalkers * sizeof(Walker<T>));
+  kernel<<<grid, dim3(32, walkers), walkers * sizeof(Walker<T>), stream>>>(
+      p, aligned, in_words<T>(in, aligned, all));
+  check_launch("selective_scan: walks of segments");
 }
 
 /// Replaces the change that each segment makes from zero by the state that enters it, thread an
@@ -219,14 +268,14 @@ __global__ void carry(const SelectiveScanCudaInputs in, const float* first, bool
     float change[kAhead], decay[kAhead];
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      if (s + k >= in.segments) break;
+      if (s + k + 1 >= in.segments) break;
       change[k] = in.segment_states[place(s + k)];
       decay[k] = in.segment_decays[place(s + k)];
     }
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      if (s + k >= in.segments) break;
       in.segment_states[place(s + k)] = h;
+      if (s + k + 1 == in.segments) return;
       h = decay[k] < 0 || h == 0 ? change[k] : fmaf(decay[k], h, change[k]);
     }
   }
@@ -239,52 +288,48 @@ void launch_carry(const SelectiveScanCudaInputs& in, const float* first, bool re
   check_launch("selective_scan: carry");
 }
 
+/// A round of blocks, where much of a device is idle without and time is long enough for two
+/// launches more; by lanes as many of 64 channels, two warps, as are at work at once.
+int64_t forward_segments(const SelectiveScanCudaInputs& in, int64_t warps) {
+  constexpr int64_t kHalf = 200, kThird = 100, kRound = 1024, kShort = 64, kLong = 768;
+  const bool by_lanes = in.N > 8 && in.N <= 16;
+  if (warps >= (by_lanes ? kThird : kHalf)) return 1;
+  if (in.N > 8 && in.N <= 32 && in.T < kLong) return 1;
+  const int64_t round = by_lanes ? 2 * kAtOnce / warps : (kRound + warps - 1) / warps;
+  return std::min({round, in.T / kShort, kAtOnce});
+}
+
+/// Several rounds of the warps that a device holds, in segments that cost little more; where blocks
+/// are wide, a round where it gains more than it costs, a pass more over the inputs.
+int64_t backward_segments(const SelectiveScanCudaInputs& in, int64_t warps) {
+  if (in.N > kSmallState && !keeps_bf16(in)) {
+    constexpr int64_t kFull = 292, kRound = 1024, kShort = 32;
+    if (warps >= kFull) return 1;
+    return std::min((kRound + warps - 1) / warps, in.T / kShort);
+  }
+  constexpr int64_t kFull = 1000, kRounds = 3072, kMost = 1024;
+  if (warps >= kFull) return 1;
+  int64_t shortest = 256;
+  while (shortest > 32 && warps * (in.T / shortest) < kRounds * 2 / 3) shortest /= 2;
+  return std::min({kRounds / warps, in.T / shortest, kMost});
+}
+
 }  // namespace
 
 void enter_segments(const SelectiveScanCudaFwd& p, CudaStream stream) {
-  const auto& in = p.in;
-  dispatch_activations(in.type, [&](auto element) {
+  dispatch_activations(p.in.type, [&](auto element) {
     using T = decltype(element);
-    const auto all = {in.u, in.delta};
-    const Alignment aligned(in, all);
-    if (fits_lanes(in.N)) {
-      change_of_states_by_lanes<T>
-          <<<scan_grid<LaneLayout>(in), 32, sizeof(LaneChangeShared<T>), stream>>>(
-              p, aligned, in_words<T>(in, aligned, all));
-      return check_launch("selective_scan: change of states");
-    }
-    dispatch_other_layout(in.N, [&](auto layout) {
-      using Layout = decltype(layout);
-      constexpr int kBytes = sizeof(SegmentShared<Layout, T>);
-      allow_shared(change_of_states<T, Layout>, kBytes);
-      change_of_states<T, Layout><<<scan_grid<Layout>(in), 32, kBytes, stream>>>(p, aligned);
-      check_launch("selective_scan: change of states");
-    });
+    launch_walks<T>(change_of_states<T>, p, {p.in.u, p.in.delta}, stream);
   });
-  launch_carry(in, p.initial_state, false, stream);
+  launch_carry(p.in, p.initial_state, false, stream);
 }
 
 void enter_segments(const SelectiveScanCudaBwd& p, CudaStream stream) {
-  const auto& in = p.in;
-  dispatch_activations(in.type, [&](auto element) {
+  dispatch_activations(p.in.type, [&](auto element) {
     using T = decltype(element);
-    const auto all = {in.delta, in.z, p.dy};
-    const Alignment aligned(in, all);
-    if (fits_lanes(in.N)) {
-      change_of_gradients_by_lanes<T>
-          <<<scan_grid<LaneLayout>(in), 32, sizeof(LaneChangeShared<T>), stream>>>(
-              p, aligned, in_words<T>(in, aligned, all));
-      return check_launch("selective_scan: change of gradients");
-    }
-    dispatch_other_layout(in.N, [&](auto layout) {
-      using Layout = decltype(layout);
-      constexpr int kBytes = sizeof(SegmentShared<Layout, T>);
-      allow_shared(change_of_gradients<T, Layout>, kBytes);
-      change_of_gradients<T, Layout><<<scan_grid<Layout>(in), 32, kBytes, stream>>>(p, aligned);
-      check_launch("selective_scan: change of gradients");
-    });
+    launch_walks<T>(change_of_gradients<T>, p, {p.in.delta, p.in.z, p.dy}, stream);
   });
-  launch_carry(in, p.dlast_state, true, stream);
+  launch_carry(p.in, p.dlast_state, true, stream);
 }
 
 void cut_into_segments(SelectiveScanCudaInputs& in, bool backward) {
@@ -292,29 +337,8 @@ void cut_into_segments(SelectiveScanCudaInputs& in, bool backward) {
   in.segment_steps = 0;
   // Warps of 512 states each, as every layout has them for d_state in whole lanes.
   const int64_t warps = (in.B * in.D * in.N + 511) / 512;
-  int64_t wanted = 1;
   if (warps == 0) return;
-  if (backward && in.N > kSmallState && !keeps_bf16(in)) {
-    // Where segments gain more than they cost, a pass more over the inputs.
-    constexpr int64_t kFull = 292, kRound = 1024, kShort = 32;
-    if (warps >= kFull) return;
-    wanted = std::min((kRound + warps - 1) / warps, in.T / kShort);
-  } else if (backward) {
-    // Several rounds of the warps that a device holds, in segments that cost little more.
-    constexpr int64_t kFull = 1000, kRounds = 3072, kMost = 1024;
-    if (warps >= kFull) return;
-    int64_t shortest = 256;
-    while (shortest > 32 && warps * (in.T / shortest) < kRounds * 2 / 3) shortest /= 2;
-    wanted = std::min({kRounds / warps, in.T / shortest, kMost});
-  } else {
-    // A round of blocks, where much of a device is idle without and time is long enough for two
-    // launches more; by lanes as many of 64 channels, two warps, as are at work at once.
-    constexpr int64_t kHalf = 200, kThird = 100, kRound = 1024, kShort = 64, kLong = 768;
-    if (warps >= (fits_lanes(in.N) ? kThird : kHalf)) return;
-    if (in.N > 8 && in.N <= 32 && in.T < kLong) return;
-    const int64_t round = fits_lanes(in.N) ? 2 * kAtOnce / warps : (kRound + warps - 1) / warps;
-    wanted = std::min({round, in.T / kShort, kAtOnce});
-  }
+  const int64_t wanted = backward ? backward_segments(in, warps) : forward_segments(in, warps);
   if (wanted < 2) return;
   const int64_t steps = (in.T + wanted - 1) / wanted, every = in.checkpoint_every;
   in.segment_steps = (steps + every - 1) / every * every;

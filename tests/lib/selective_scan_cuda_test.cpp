@@ -143,6 +143,37 @@ TEST(SelectiveScanCuda, SegmentsAgreeWithTheOrderOfTime) {
   }
 }
 
+TEST(SelectiveScanCuda, SegmentsFeelWhatTheirNearestResetLeaves) {
+  RETAIN_NEEDS_CUDA();
+  constexpr int64_t kSteps = 4097;
+  // Now and then, never, at every step, once.
+  const auto reset =
+      at::stack({random_mask({kSteps}, 0.01, 78), at::zeros({kSteps}, at::kBool),
+                 at::ones({kSteps}, at::kBool), at::arange(kSteps).eq(kSteps / 2 + 3)},
+                1);
+  for (const auto& p : {ScanProblem{kSteps, 4, 512, 8}, ScanProblem{kSteps, 4, 256, 16},
+                        ScanProblem{kSteps, 4, 128, 32}, ScanProblem{kSteps, 4, 64, 40}}) {
+    auto in = inputs_of(p);
+    in[kDelta] = in[kDelta] - 5;  // so slow that every segment feels its neighbour
+    const auto run = [&](bool exact) -> Op {
+      return [&, exact](const Tensors& inputs) {
+        auto arguments = on_cuda(ScanArguments(p.options, inputs, reset));
+        arguments.exact = exact;
+        return cpu(arguments.run());
+      };
+    };
+    for (const auto& [dtype, tolerance] :
+         {std::pair{at::kFloat, 1e-5}, std::pair{at::kBFloat16, 5e-3}}) {
+      SCOPED_TRACE(::testing::Message() << p.N << " " << dtype);
+      const auto split = differentiate(run(false), to(in, dtype));
+      const auto ordered = differentiate(run(true), to(in, dtype));
+      EXPECT_FALSE(at::equal(split.gradients[kU], ordered.gradients[kU])) << "time was not cut";
+      expect_close(split.outputs, ordered.outputs, tolerance);
+      expect_close(split.gradients, ordered.gradients, tolerance);
+    }
+  }
+}
+
 TEST(SelectiveScanCuda, TrainingAndActingGiveTheSameBits) {
   RETAIN_NEEDS_CUDA();
   const ScanProblem p{33, 5, 20, 6};
