@@ -299,19 +299,26 @@ int64_t forward_segments(const SelectiveScanCudaInputs& in, int64_t warps) {
   return std::min({round, in.T / kShort, kAtOnce});
 }
 
-/// Several rounds of the warps that a device holds, in segments that cost little more; where blocks
-/// are wide, a round where it gains more than it costs, a pass more over the inputs.
+/// As few rounds of the warps that a device holds as leave little of it idle; where blocks are
+/// wide, a round where it gains more than it costs, a pass more over the inputs.
 int64_t backward_segments(const SelectiveScanCudaInputs& in, int64_t warps) {
   if (in.N > kSmallState && !keeps_bf16(in)) {
     constexpr int64_t kFull = 292, kRound = 1024, kShort = 32;
     if (warps >= kFull) return 1;
     return std::min((kRound + warps - 1) / warps, in.T / kShort);
   }
-  constexpr int64_t kFull = 1000, kRounds = 3072, kMost = 1024;
+  constexpr int64_t kHeld = 4 * kAtOnce, kFull = 1000, kRounds = 3, kMost = 1024;
   if (warps >= kFull) return 1;
-  int64_t shortest = 256;
-  while (shortest > 32 && warps * (in.T / shortest) < kRounds * 2 / 3) shortest /= 2;
-  return std::min({kRounds / warps, in.T / shortest, kMost});
+  const auto segments = [&](int64_t rounds) { return rounds * kHeld / warps; };
+  const auto busy = [&](int64_t rounds) {
+    return segments(rounds) * warps * 100 / (rounds * kHeld);
+  };
+  int64_t rounds = 1;
+  for (int64_t more = 2; more <= kRounds; ++more) {
+    if (busy(more) > busy(rounds) + 5) rounds = more;
+  }
+  const int64_t shortest = rounds == 1 ? 32 : 64;
+  return std::min({segments(rounds), in.T / shortest, kMost});
 }
 
 }  // namespace
