@@ -9,7 +9,8 @@
 namespace retain::kernels {
 namespace {
 
-constexpr int kWalkers = 4;  ///< most warps that share a segment's walk, each a part of its own
+constexpr int kWalkers = 4;                ///< most warps that share a segment's walk, in parts
+static_assert(kLaneStates <= kLaneSteps);  // a change takes the place of a tile's values
 
 /// What a walker has for a tile; last, what its part does.
 template <typename T>
