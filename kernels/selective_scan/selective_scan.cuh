@@ -47,35 +47,46 @@ struct WarpLayout {
 template <class Layout>
 using OwnStates = float[Layout::own][Layout::states];
 
-/// Where a block works, and a thread of it.
-template <class Layout>
-struct WarpPlace {
+/// Where a block works.
+struct BlockPlace {
   int64_t segment, b, group, channel_block;
   int64_t first_channel;  ///< of D
   int channels;           ///< of the block that exist
   int64_t begin, end;     ///< time steps
-  int channel;            ///< first of the thread's own, in the block
-  int n;                  ///< first of the thread's indices
-  int64_t state;          ///< offset of its first state in [B, D, N]
-  int four_step;          ///< the step of a tile whose four channels the thread loads and stores
-  int four;               ///< first of these four, in the block
-  bool whole;             ///< all four exist, on their own boundary in memory
+};
 
-  __device__ __forceinline__ WarpPlace(const SelectiveScanCudaInputs& in, bool aligned) {
-    const int64_t per_group = in.D / in.G;
-    const int64_t blocks = (per_group + Layout::channels - 1) / Layout::channels;
-    int64_t rest = blockIdx.x;
-    channel_block = rest % blocks;
-    rest /= blocks;
-    group = rest % in.G;
-    rest /= in.G;
-    b = rest % in.B;
-    segment = rest / in.B;
-    const int64_t first = channel_block * Layout::channels;
-    first_channel = group * per_group + first;
-    channels = static_cast<int>(min(per_group - first, int64_t{Layout::channels}));
-    begin = segment * in.segment_steps;
-    end = in.segments == 1 ? in.T : min(in.T, begin + in.segment_steps);
+template <class Layout>
+__device__ __forceinline__ BlockPlace block_place(const SelectiveScanCudaInputs& in) {
+  const int64_t per_group = in.D / in.G;
+  const int64_t blocks = (per_group + Layout::channels - 1) / Layout::channels;
+  BlockPlace place;
+  int64_t rest = blockIdx.x;
+  place.channel_block = rest % blocks;
+  rest /= blocks;
+  place.group = rest % in.G;
+  rest /= in.G;
+  place.b = rest % in.B;
+  place.segment = rest / in.B;
+  const int64_t first = place.channel_block * Layout::channels;
+  place.first_channel = place.group * per_group + first;
+  place.channels = static_cast<int>(min(per_group - first, int64_t{Layout::channels}));
+  place.begin = place.segment * in.segment_steps;
+  place.end = in.segments == 1 ? in.T : min(in.T, place.begin + in.segment_steps);
+  return place;
+}
+
+/// Where a block works, and a thread of it.
+template <class Layout>
+struct WarpPlace : BlockPlace {
+  int channel;    ///< first of the thread's own, in the block
+  int n;          ///< first of the thread's indices
+  int64_t state;  ///< offset of its first state in [B, D, N]
+  int four_step;  ///< the step of a tile whose four channels the thread loads and stores
+  int four;       ///< first of these four, in the block
+  bool whole;     ///< all four exist, on their own boundary in memory
+
+  __device__ __forceinline__ WarpPlace(const SelectiveScanCudaInputs& in, bool aligned)
+      : BlockPlace(block_place<Layout>(in)) {
     const unsigned thread = threadIdx.x % Layout::threads;
     channel = Layout::place(thread) * Layout::own;
     n = Layout::lane(thread) * Layout::states;
@@ -385,7 +396,8 @@ inline constexpr int64_t kSmallState = 16;
 
 int64_t wide_channel_blocks(const SelectiveScanCudaInputs& in);
 
-/// All of the backward pass but its segments and the sums over rows, for d_state above kSmallState.
+/// All of the backward pass but its segments and the sums over blocks and rows, for d_state above
+/// kSmallState.
 void launch_wide_bwd(const SelectiveScanCudaBwd& p, CudaStream stream);
 
 /// Whether a training forward pass keeps the state as bf16.

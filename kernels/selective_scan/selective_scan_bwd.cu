@@ -239,17 +239,11 @@ void launch_layout(const SelectiveScanCudaBwd& p, CudaStream stream) {
   const int64_t parts = in.checkpoint_every / kPart<Layout> - 1;
   const auto bytes = static_cast<int>(sizeof(BwdShared<Layout>) + sizeof(RawTile<Layout, T, 4>) +
                                       parts * kPartBytes);
-  if (in.B * in.D > 0) {
-    const auto grid = scan_grid<Layout>(in);
-    allow_shared(scan_bwd<T, Layout>, bytes);
-    scan_bwd<T, Layout><<<grid, 32, bytes, stream>>>(p, aligned);
-    check_launch("selective_scan: backward");
-  }
-  launch_sum_blocks(p.dB_blocks, p.dC_blocks, channel_blocks<Layout>(in), in.T * in.B * in.G * in.N,
-                    static_cast<T*>(p.dB), static_cast<T*>(p.dC), stream);
+  allow_shared(scan_bwd<T, Layout>, bytes);
+  scan_bwd<T, Layout><<<scan_grid<Layout>(in), 32, bytes, stream>>>(p, aligned);
+  check_launch("selective_scan: backward");
 }
 
-/// All but the sums over rows.
 void launch_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
   dispatch_activations(p.in.type, [&](auto element) {
     using T = decltype(element);
@@ -274,16 +268,23 @@ int64_t selective_scan_cuda_channel_blocks(const SelectiveScanCudaInputs& in) {
 
 void selective_scan_cuda_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
   const auto& in = p.in;
-  const int64_t rows = in.segments * in.B;
-  if (in.B * in.D > 0 && in.segments > 1) enter_segments(p, stream);
-  if (keeps_bf16(in)) {
-    launch_bf16_bwd(p, stream);
-  } else if (in.N > kSmallState) {
-    launch_wide_bwd(p, stream);
-  } else {
-    launch_bwd(p, stream);
+  if (in.B * in.D > 0) {
+    if (in.segments > 1) enter_segments(p, stream);
+    if (keeps_bf16(in)) {
+      launch_bf16_bwd(p, stream);
+    } else if (in.N > kSmallState) {
+      launch_wide_bwd(p, stream);
+    } else {
+      launch_bwd(p, stream);
+    }
   }
-  launch_sum_rows(rows,
+  dispatch_activations(in.type, [&](auto element) {
+    using T = decltype(element);
+    launch_sum_blocks(p.dB_blocks, p.dC_blocks, selective_scan_cuda_channel_blocks(in),
+                      in.T * in.B * in.G * in.N, static_cast<T*>(p.dB), static_cast<T*>(p.dC),
+                      stream);
+  });
+  launch_sum_rows(in.segments * in.B,
                   {{{p.dA_rows, in.D * in.N, p.dA},
                     {p.dD_rows, in.D, p.dD},
                     {p.ddelta_bias_rows, in.D, p.ddelta_bias}}},

@@ -9,7 +9,6 @@
 // up in fp32. With two warps states are kept every 32 steps, and a chunk's first tile is passed
 // once more, for the states that enter its second.
 
-#include <retain/kernels/common/sum_parts.cuh>
 #include <retain/kernels/selective_scan/selective_scan_bwd_bf16_pairs.cuh>
 #include <retain/kernels/selective_scan/selective_scan_bwd_bf16_walks.cuh>
 
@@ -311,18 +310,11 @@ void launch_by_lanes(const SelectiveScanCudaBwd& p, CudaStream stream) {
 }  // namespace
 
 void launch_bf16_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
-  const auto& in = p.in;
-  if (in.B * in.D > 0) {
-    if (in.N <= kN) {
-      launch_by_lanes<1>(p, stream);
-    } else {
-      launch_by_lanes<2>(p, stream);
-    }
+  if (p.in.N <= kN) {
+    launch_by_lanes<1>(p, stream);
+  } else {
+    launch_by_lanes<2>(p, stream);
   }
-  const int64_t size = in.T * in.B * in.G * in.N;
-  const int64_t blocks = channel_blocks<Layout>(in);
-  launch_sum_blocks(p.dB_blocks, p.dC_blocks, blocks, size, static_cast<bf16*>(p.dB),
-                    static_cast<bf16*>(p.dC), stream);
 }
 
 }  // namespace retain::kernels

@@ -9,7 +9,6 @@
 // memory, over blocks by a second kernel, always in the same order. A step that no gradient reaches
 // adds nothing, even if its values are NaN.
 
-#include <retain/kernels/common/sum_parts.cuh>
 #include <retain/kernels/selective_scan/selective_scan_bwd_wide.cuh>
 
 namespace retain::kernels {
@@ -459,22 +458,18 @@ void launch_wide_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
     using T = decltype(element);
     dispatch_wide_layout(in.N, [&](auto layout) {
       using Layout = decltype(layout);
-      const bool aligned = in_fours(in, {in.u, in.delta, in.z, p.dy, p.du, p.ddelta, p.dz});
+      const Alignment aligned(in, {in.u, in.delta, in.z, p.dy, p.du, p.ddelta, p.dz});
       const size_t bytes = sizeof(BwdShared<Layout>);
       const size_t starts =
           in.checkpoint_every / kPart * Layout::states * Layout::threads * sizeof(float);
       if constexpr (std::is_same_v<T, __nv_bfloat16> && Layout::padded_n <= 32) {
         throw std::logic_error("selective_scan: bf16 states go by lanes");
-      } else if (in.B * in.D > 0) {
+      } else {
         allow_shared(scan_bwd<T, Layout>, static_cast<int>(bytes + starts));
-        scan_bwd<T, Layout>
-            <<<scan_grid<Layout>(in), Layout::threads, bytes + starts, stream>>>(p, aligned);
+        scan_bwd<T, Layout><<<scan_grid<Layout>(in), Layout::threads, bytes + starts, stream>>>(
+            p, aligned.channels);
         check_launch("selective_scan: backward");
       }
-      const int64_t size = in.T * in.B * in.G * in.N;
-      const int64_t blocks = channel_blocks<Layout>(in);
-      launch_sum_blocks(p.dB_blocks, p.dC_blocks, blocks, size, static_cast<T*>(p.dB),
-                        static_cast<T*>(p.dC), stream);
     });
   });
 }

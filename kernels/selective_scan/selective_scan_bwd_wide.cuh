@@ -49,45 +49,6 @@ void dispatch_wide_layout(int64_t N, const Run& run) {
   return run(ScanLayout<32, 8, 128>{});
 }
 
-/// Where a block works.
-struct BlockPlace {
-  int64_t segment, b, group, channel_block;
-  int64_t first_channel;  ///< of D
-  int channels;           ///< that exist
-  int64_t begin, end;     ///< time steps
-};
-
-template <class Layout>
-__device__ __forceinline__ BlockPlace block_place(const SelectiveScanCudaInputs& in) {
-  const int64_t per_group = in.D / in.G;
-  const int64_t blocks = (per_group + Layout::channels - 1) / Layout::channels;
-  BlockPlace place;
-  int64_t rest = blockIdx.x;
-  place.channel_block = rest % blocks;
-  rest /= blocks;
-  place.group = rest % in.G;
-  rest /= in.G;
-  place.b = rest % in.B;
-  place.segment = rest / in.B;
-  const int64_t first = place.channel_block * Layout::channels;
-  place.first_channel = place.group * per_group + first;
-  place.channels = static_cast<int>(min(per_group - first, int64_t{Layout::channels}));
-  place.begin = place.segment * in.segment_steps;
-  place.end = in.segments == 1 ? in.T : min(in.T, place.begin + in.segment_steps);
-  return place;
-}
-
-/// Whether every four channels lie on their own boundary in memory.
-inline bool in_fours(const SelectiveScanCudaInputs& in, std::initializer_list<Activations> all) {
-  const int64_t bytes = in.type == ActivationType::fp32 ? 16 : 8;
-  bool whole = in.D / in.G % 4 == 0;
-  for (const auto& x : all) {
-    whole = whole && reinterpret_cast<uintptr_t>(x.data) % bytes == 0 && x.stride_t % 4 == 0 &&
-            x.stride_b % 4 == 0;
-  }
-  return whole;
-}
-
 /// A thread's place inside its block.
 template <class Layout>
 struct ThreadPlace {
