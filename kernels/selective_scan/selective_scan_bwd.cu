@@ -98,9 +98,9 @@ __global__ __launch_bounds__(32, 8) void scan_bwd(const __grid_constant__ Select
   extern __shared__ char memory[];
   constexpr int kSteps = Layout::steps, P = kPart<Layout>, kParts = kSteps / P;
   auto& shared = *reinterpret_cast<BwdShared<Layout>*>(memory);
-  auto& raw = *reinterpret_cast<RawTile<Layout, T, 4>*>(memory + sizeof(BwdShared<Layout>));
-  const Starts<Layout> starts{reinterpret_cast<float4*>(memory + sizeof(BwdShared<Layout>) +
-                                                        sizeof(RawTile<Layout, T, 4>))};
+  auto& raw = *reinterpret_cast<RawTile<Layout, T>*>(memory + sizeof(BwdShared<Layout>));
+  const Starts<Layout> starts{
+      reinterpret_cast<float4*>(memory + sizeof(BwdShared<Layout>) + sizeof(RawTile<Layout, T>))};
   const auto& in = p.in;
   const WarpPlace<Layout> me(in, aligned.channels);
   const int N = static_cast<int>(in.N);
@@ -134,10 +134,9 @@ __global__ __launch_bounds__(32, 8) void scan_bwd(const __grid_constant__ Select
     const int steps = min(length - k * kSteps, kSteps);
     reset = load_reset(shared.rows, k * kSteps, steps);
     if (words) {
-      copy_tile(shared.rows, raw, me, k * kSteps, steps, gradients ? 4 : 2, gradients ? 2 : 1);
+      copy_tile(shared.rows, raw, me, k * kSteps, steps, gradients);
     } else {
-      load_tile<Layout, T>(shared.rows, &raw.four[0][0][0], 4, &raw.pair[0][0][0], me.channels, N,
-                           k * kSteps, steps);
+      load_tile(shared.rows, raw, me.channels, N, k * kSteps, steps);
     }
   };
   // Waits for it; the bits say which of its steps have a reset.
@@ -184,7 +183,7 @@ __global__ __launch_bounds__(32, 8) void scan_bwd(const __grid_constant__ Select
       if (k > 0) {
         fetch(k - 1, true);
       } else if (first > me.begin) {
-        move_rows(shared.rows, kArrays, -every);
+        move_rows(shared.rows, -every);
         length = every;
         fetch(0, every <= P);
       }
@@ -237,8 +236,8 @@ void launch_layout(const SelectiveScanCudaBwd& p, CudaStream stream) {
   const Alignment aligned(in, {in.u, in.delta, in.z, p.dy, p.du, p.ddelta, p.dz});
   constexpr int64_t kPartBytes = Layout::own * Layout::states * 32 * sizeof(float);
   const int64_t parts = in.checkpoint_every / kPart<Layout> - 1;
-  const auto bytes = static_cast<int>(sizeof(BwdShared<Layout>) + sizeof(RawTile<Layout, T, 4>) +
-                                      parts * kPartBytes);
+  const auto bytes =
+      static_cast<int>(sizeof(BwdShared<Layout>) + sizeof(RawTile<Layout, T>) + parts * kPartBytes);
   allow_shared(scan_bwd<T, Layout>, bytes);
   scan_bwd<T, Layout><<<scan_grid<Layout>(in), 32, bytes, stream>>>(p, aligned);
   check_launch("selective_scan: backward");

@@ -96,7 +96,7 @@ struct Starts {
 template <class Layout, typename T>
 __device__ __forceinline__ float put_pass(const SelectiveScanCudaInputs& in,
                                           const WarpPlace<Layout>& me,
-                                          const RawTile<Layout, T, 4>& raw,
+                                          const RawTile<Layout, T>& raw,
                                           BwdShared<Layout>& shared) {
   const float4 u = widen_at(raw.four[0][threadIdx.x]), delta = widen_at(raw.four[1][threadIdx.x]);
   const float4 bias = *reinterpret_cast<const float4*>(&shared.bias[me.four]);
@@ -113,7 +113,7 @@ __device__ __forceinline__ float put_pass(const SelectiveScanCudaInputs& in,
 template <class Layout, typename T>
 __device__ __forceinline__ float put_tile(const SelectiveScanCudaInputs& in,
                                           const WarpPlace<Layout>& me, int steps,
-                                          const RawTile<Layout, T, 4>& raw,
+                                          const RawTile<Layout, T>& raw,
                                           BwdShared<Layout>& shared) {
   constexpr float4 kOnes{1.f, 1.f, 1.f, 1.f};
   const float4 u = widen_at(raw.four[0][threadIdx.x]), delta = widen_at(raw.four[1][threadIdx.x]);

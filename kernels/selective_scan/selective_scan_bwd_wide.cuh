@@ -11,8 +11,6 @@
 
 #include <retain/kernels/selective_scan/selective_scan.cuh>
 
-#include <initializer_list>
-
 namespace retain::kernels {
 
 /// How a block of threads is laid over channels and states.

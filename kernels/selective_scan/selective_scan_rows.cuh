@@ -72,17 +72,19 @@ __device__ __forceinline__ int load_reset(const Rows* all, int first, int steps)
   return *rows.at(first + threadIdx.x, 0);
 }
 
+constexpr int kFours = 4;  ///< arrays with channels of which a tile needs a part
+
 /// What a tile needs, as it lies in memory.
-template <class Layout, typename T, int kFours>
+template <class Layout, typename T>
 struct alignas(16) RawTile {
   T four[kFours][32][4];                       ///< by Array: each thread's four
   T pair[2][Layout::steps][Layout::padded_n];  ///< B, C
 };
 
-/// Moves the rows by `steps` steps.
-__device__ __forceinline__ void move_rows(Rows* all, int count, int64_t steps) {
+/// Moves all rows by `steps` steps.
+__device__ __forceinline__ void move_rows(Rows* all, int64_t steps) {
   __syncwarp();
-  if (threadIdx.x < count) {
+  if (threadIdx.x < kArrays) {
     Rows& rows = all[threadIdx.x];
     if (rows.data != nullptr) rows.data += steps * rows.stride;
   }
@@ -102,12 +104,12 @@ __device__ __forceinline__ void copy_four(T* to, const char* from, bool there) {
                "l"(from), "n"(4 * sizeof(T)), "r"(there ? static_cast<int>(4 * sizeof(T)) : 0));
 }
 
-/// Starts to bring the tile that begins at step `first` of the rows into shared memory: the first
-/// `fours` arrays, and B alone or C too. All words exist and lie on their boundaries.
-template <class Layout, typename T, int kFours>
-__device__ __forceinline__ void copy_tile(const Rows* all, RawTile<Layout, T, kFours>& raw,
+/// Starts to bring the tile that begins at step `first` of the rows into shared memory: u, delta
+/// and B, and what gradients need. All words exist and lie on their boundaries.
+template <class Layout, typename T>
+__device__ __forceinline__ void copy_tile(const Rows* all, RawTile<Layout, T>& raw,
                                           const WarpPlace<Layout>& me, int first, int steps,
-                                          int fours, int pairs) {
+                                          bool gradients) {
   constexpr int kSize = sizeof(T);
   // All addresses first: a copy would hold back the reads of the next rows.
   const bool there = me.four_step < steps;
@@ -124,13 +126,13 @@ __device__ __forceinline__ void copy_tile(const Rows* all, RawTile<Layout, T, kF
   const Rows B = all[kB], C = all[kC];
 #pragma unroll
   for (int i = 0; i < kFours; ++i) {
-    if (i < 2 || fours > 2) copy_four(raw.four[i][threadIdx.x], from[i], exists[i]);
+    if (i < 2 || gradients) copy_four(raw.four[i][threadIdx.x], from[i], exists[i]);
   }
 #pragma unroll(kCopies <= 8 ? kCopies : 1)
   for (int k = 0; k < kCopies; ++k) {
     const int i = k * 32 + threadIdx.x, step = i % kHalf / kWide, n = i % kWide * 4;
     const bool is_B = kHalf % 32 == 0 ? k * 32 < kHalf : i < kHalf;
-    if (i < pairs * kHalf) {
+    if (i < (gradients ? 2 : 1) * kHalf) {
       copy_four(&raw.pair[0][0][0] + i * 4, (is_B ? B : C).near(first + step, n * kSize),
                 step < steps);
     }
@@ -140,9 +142,10 @@ __device__ __forceinline__ void copy_tile(const Rows* all, RawTile<Layout, T, kF
 
 /// The same for any tile, all of it, here and now.
 template <class Layout, typename T>
-__device__ __noinline__ void load_tile(const Rows* all, T* fours, int arrays, T* pairs,
-                                       int channels, int N, int first, int steps) {
-  for (int i = threadIdx.x; i < arrays * 128; i += 32) {
+__device__ __noinline__ void load_tile(const Rows* all, RawTile<Layout, T>& raw, int channels,
+                                       int N, int first, int steps) {
+  T *const fours = &raw.four[0][0][0], *const pairs = &raw.pair[0][0][0];
+  for (int i = threadIdx.x; i < kFours * 128; i += 32) {
     const int step = i % 128 / Layout::channels, channel = i % Layout::channels;
     const Rows rows = all[i / 128];
     const bool there = step < steps && channel < channels && rows.data != nullptr;

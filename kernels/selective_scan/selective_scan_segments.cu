@@ -290,13 +290,13 @@ void launch_carry(const SelectiveScanCudaInputs& in, const float* first, bool re
 }
 
 /// A round of blocks, where much of a device is idle without and time is long enough for two
-/// launches more; by lanes as many of 64 channels, two warps, as are at work at once.
+/// launches more; with d_state 9 to 16 as many of 64 channels, two warps, as are at work at once.
 int64_t forward_segments(const SelectiveScanCudaInputs& in, int64_t warps) {
   constexpr int64_t kHalf = 200, kThird = 100, kFew = 32, kRound = 1024, kShort = 64;
-  const bool by_lanes = in.N > 8 && in.N <= 16;
-  if (warps >= (by_lanes ? kThird : kHalf)) return 1;
-  if (in.N > 8 && in.N <= 32 && in.T < (by_lanes && warps <= kFew ? 512 : 768)) return 1;
-  const int64_t round = by_lanes ? 2 * kAtOnce / warps : (kRound + warps - 1) / warps;
+  const bool usual = in.N > 8 && in.N <= 16;
+  if (warps >= (usual ? kThird : kHalf)) return 1;
+  if (in.N > 8 && in.N <= 32 && in.T < (usual && warps <= kFew ? 512 : 768)) return 1;
+  const int64_t round = usual ? 2 * kAtOnce / warps : (kRound + warps - 1) / warps;
   return std::min({round, in.T / kShort, kAtOnce});
 }
 
