@@ -1,13 +1,23 @@
 // Forward pass of the selective scan (Gu & Dao 2023, arXiv:2312.00752, Algorithm 2):
 //   h_t = exp(delta' A) h_{t-1} + delta' u B_t,   y_t = (Σ_n C_t h_t + D u) silu(z).
 // Half of a block's warps scan, with the state in registers for the whole sequence. The others work
-// beside them: they finish the outputs of the tile before, and prepare the tile after. The copies
-// of a tile in shared memory are two, and one barrier a tile is all that orders them.
+// beside them: they finish the outputs of the tile before, and prepare the tile after; where blocks
+// are so few that a multiprocessor has one, further warps help them. The copies of a tile in shared
+// memory are two, and one barrier a tile is all that orders them.
 
 #include <retain/kernels/selective_scan/selective_scan.cuh>
 
 namespace retain::kernels {
 namespace {
+
+/// How warps are laid over channels and states. As many warps as scan serve, and kHelpers times as
+/// many bring B and C; 0: those that serve do.
+template <int kLanes, int kStates, int kOwn, int kWarps, int kHelpers = 0>
+struct FwdLayout : WarpLayout<kLanes, kStates, kOwn, kWarps> {
+  static constexpr bool helped = kHelpers > 0;
+  static constexpr int block = (2 + kHelpers) * 32 * kWarps;                  ///< threads
+  static constexpr int pair_threads = (helped ? kHelpers : 1) * 32 * kWarps;  ///< for B and C
+};
 
 /// How many steps of a tile a thread brings four channels of. Two give a serving warp more to do at
 /// once, and fewer barriers; with many lanes a channel tiles are long anyway.
@@ -16,11 +26,20 @@ constexpr int kRounds = Layout::lanes <= 4 ? 2 : 1;
 template <class Layout>
 constexpr int kTileSteps = Layout::steps* kRounds<Layout>;
 
+/// The sums of a step. Where threads that finish neighbouring steps read them together, these lie
+/// four banks of memory apart.
+template <class Layout, bool kApart>
+struct StepSums : LaneSums<Layout> {};
+template <class Layout>
+struct StepSums<Layout, true> : LaneSums<Layout> {
+  float padding[4];
+};
+
 template <class Layout>
 struct alignas(16) FwdTile {
   float2 step[kTileSteps<Layout>][Layout::channels];  ///< delta', delta' u
   float B[kTileSteps<Layout>][Layout::padded_n], C[kTileSteps<Layout>][Layout::padded_n];
-  LaneSums<Layout> y[kTileSteps<Layout>];
+  StepSums<Layout, (Layout::quads < 8)> y[kTileSteps<Layout>];
   unsigned resets;  ///< bit s: the state is cleared before step s
 };
 
@@ -54,6 +73,11 @@ struct Checkpoints {
         every(static_cast<int>(p.in.checkpoint_every)),
         at(me.begin / p.in.checkpoint_every * p.in.B * p.in.D * p.in.N + me.state),
         all_states(p.in.B * p.in.D * p.in.N) {}
+
+  /// Whether none comes after the first of so many steps.
+  __device__ __forceinline__ bool none_within(int steps) const {
+    return to == nullptr || (left == 0 ? every : left) >= steps;
+  }
 
   /// Before `steps` steps.
   __device__ __forceinline__ void keep(const OwnStates<Layout>& h, int64_t N,
@@ -124,12 +148,16 @@ __device__ __forceinline__ void scan_group(FwdTile<Layout>& tile, const WarpPlac
   }
 }
 
-/// The steps of a tile; a group without resets goes the quick way.
+/// The steps of a tile; a group without resets goes the quick way, with helpers a whole tile.
 template <class Layout>
 __device__ __forceinline__ void scan_tile(FwdTile<Layout>& tile, const WarpPlace<Layout>& me,
                                           const OwnStates<Layout>& A, int64_t N, int steps,
                                           Checkpoints<Layout>& checkpoints, OwnStates<Layout>& h) {
   const unsigned resets = tile.resets;
+  if (Layout::helped && resets == 0 && checkpoints.none_within(kTileSteps<Layout>)) {
+    checkpoints.keep(h, N, me, kTileSteps<Layout>);
+    return scan_group<false, kTileSteps<Layout>>(tile, me, A, 0, 0, h);
+  }
 #pragma unroll 1
   for (int first = 0; first < steps; first += kGroup<Layout>) {
     checkpoints.keep(h, N, me, kGroup<Layout>);
@@ -167,36 +195,28 @@ __device__ __forceinline__ void scan(const SelectiveScanCudaFwd& p, const WarpPl
   if (me.segment == in.segments - 1) store_states<Layout>(p.last_state + me.state, in.N, me, h);
 }
 
-/// Walks over the inputs a tile at a time, from memory to registers.
+/// Walks over u, delta, z and the resets a tile at a time, from memory to registers.
 template <class Layout, typename T>
-struct FwdInputs {
-  static constexpr int wide = Layout::padded_n / 4;  ///< fours of a step of B
-  static constexpr int rounds = kRounds<Layout>, tile_steps = kTileSteps<Layout>;
-  static constexpr int fours = 2 * tile_steps * wide;
-  static constexpr int count = (fours + Layout::threads - 1) / Layout::threads;  ///< a thread
-  const T *u_at, *delta_at, *z_at, *B_at, *C_at;
+struct ChannelInputs {
+  static constexpr int rounds = kRounds<Layout>;
+  const T *u_at, *delta_at, *z_at;
   const bool* reset_at;
-  Four<T> u[rounds], delta[rounds], z[rounds], pairs[count];
+  Four<T> u[rounds], delta[rounds], z[rounds];
   int reset;  ///< compared when it has come
 
   static __device__ __forceinline__ int thread() { return threadIdx.x % Layout::threads; }
 
-  __device__ __forceinline__ FwdInputs(const SelectiveScanCudaInputs& in,
-                                       const WarpPlace<Layout>& me)
+  __device__ __forceinline__ ChannelInputs(const SelectiveScanCudaInputs& in,
+                                           const WarpPlace<Layout>& me)
       : u_at(me.template at<T>(in.u, me.begin)),
         delta_at(me.template at<T>(in.delta, me.begin)),
         z_at(me.template at<T>(in.z, me.begin)),
-        B_at(static_cast<const T*>(in.B_matrix.data) + me.begin * in.B_matrix.stride_t +
-             me.b * in.B_matrix.stride_b + me.group * in.B_stride_g),
-        C_at(static_cast<const T*>(in.C_matrix.data) + me.begin * in.C_matrix.stride_t +
-             me.b * in.C_matrix.stride_b + me.group * in.C_stride_g),
         reset_at(in.reset.data + (me.begin + thread() % 32) * in.reset.stride_t +
                  me.b * in.reset.stride_b) {}
 
   /// The next tile. `words`: all of it exists and lies in aligned fours.
   __device__ __forceinline__ void fetch(const SelectiveScanCudaInputs& in,
-                                        const WarpPlace<Layout>& me, int steps, bool words,
-                                        bool aligned_pairs) {
+                                        const WarpPlace<Layout>& me, int steps, bool words) {
     reset = 0;
     if (in.reset.data != nullptr && thread() % 32 < steps) reset = *reset_at;
 #pragma unroll
@@ -209,23 +229,60 @@ struct FwdInputs {
       delta[r] = load_four(delta_at + step * in.delta.stride_t, fours_there, whole);
       if (in.z.data != nullptr) z[r] = load_four(z_at + step * in.z.stride_t, fours_there, whole);
     }
+    u_at += steps * in.u.stride_t;
+    delta_at += steps * in.delta.stride_t;
+    z_at += steps * in.z.stride_t;
+    reset_at += steps * in.reset.stride_t;
+  }
+};
+
+/// The same for B and C, by the block's last threads.
+template <class Layout, typename T>
+struct PairInputs {
+  static constexpr int threads = Layout::pair_threads;
+  static constexpr int wide = Layout::padded_n / 4;  ///< fours of a step of B
+  static constexpr int tile_steps = kTileSteps<Layout>, fours = 2 * tile_steps * wide;
+  static constexpr int count = (fours + threads - 1) / threads;  ///< a thread
+  const T *B_at, *C_at;
+  Four<T> pairs[count];
+
+  static __device__ __forceinline__ int thread() {
+    return Layout::helped ? threadIdx.x - 2 * Layout::threads : threadIdx.x % Layout::threads;
+  }
+
+  __device__ __forceinline__ PairInputs(const SelectiveScanCudaInputs& in,
+                                        const WarpPlace<Layout>& me)
+      : B_at(static_cast<const T*>(in.B_matrix.data) + me.begin * in.B_matrix.stride_t +
+             me.b * in.B_matrix.stride_b + me.group * in.B_stride_g),
+        C_at(static_cast<const T*>(in.C_matrix.data) + me.begin * in.C_matrix.stride_t +
+             me.b * in.C_matrix.stride_b + me.group * in.C_stride_g) {}
+
+  /// The next tile. `words`: all of it exists and lies in aligned fours, as it does where
+  /// `aligned` and there are four.
+  __device__ __forceinline__ void fetch(const SelectiveScanCudaInputs& in, int steps, bool words,
+                                        bool aligned) {
 #pragma unroll
     for (int k = 0; k < count; ++k) {
-      const int i = k * Layout::threads + thread(), step = i / wide % tile_steps;
+      const int i = k * threads + thread(), step = i / wide % tile_steps;
       const int n = i % wide * 4;
       const bool is_B = i < fours / 2;
       const T* from =
           is_B ? B_at + step * in.B_matrix.stride_t : C_at + step * in.C_matrix.stride_t;
       const int count_there = i < fours && (words || step < steps) ? static_cast<int>(in.N) - n : 0;
       pairs[k] = load_four(from + n, count_there,
-                           count_there > 0 && (words || (aligned_pairs && count_there >= 4)));
+                           count_there > 0 && (words || (aligned && count_there >= 4)));
     }
-    u_at += steps * in.u.stride_t;
-    delta_at += steps * in.delta.stride_t;
-    z_at += steps * in.z.stride_t;
     B_at += steps * in.B_matrix.stride_t;
     C_at += steps * in.C_matrix.stride_t;
-    reset_at += steps * in.reset.stride_t;
+  }
+
+  __device__ __forceinline__ void put(FwdTile<Layout>& tile) const {
+#pragma unroll
+    for (int k = 0; k < count; ++k) {
+      const int i = k * threads + thread();
+      float* to = i < fours / 2 ? &tile.B[0][0] + i * 4 : &tile.C[0][0] + (i - fours / 2) * 4;
+      if (i < fours) *reinterpret_cast<float4*>(to) = widen<T>(pairs[k]);
+    }
   }
 };
 
@@ -236,24 +293,17 @@ struct Finish {
 
 __device__ __forceinline__ float silu(float z) { return __fmul_rn(z, sigmoid(z)); }
 
-/// A tile into shared memory; what its outputs need into `finish`. Steps past the end have a delta'
-/// of 0 and so no effect.
+/// Step sizes, drives and resets of a tile into shared memory; what its outputs need into `finish`.
+/// Steps past the end have a delta' of 0 and so no effect.
 template <class Layout, typename T>
-__device__ __forceinline__ void put_tile(const SelectiveScanCudaInputs& in,
-                                         const WarpPlace<Layout>& me, float4 D, float4 bias,
-                                         int steps, const FwdInputs<Layout, T>& from,
-                                         FwdTile<Layout>& tile, Finish (&finish)[kRounds<Layout>]) {
-  using Inputs = FwdInputs<Layout, T>;
-  const int thread = threadIdx.x % Layout::threads;
-#pragma unroll
-  for (int k = 0; k < Inputs::count; ++k) {
-    const int i = k * Layout::threads + thread;
-    float* to =
-        i < Inputs::fours / 2 ? &tile.B[0][0] + i * 4 : &tile.C[0][0] + (i - Inputs::fours / 2) * 4;
-    if (i < Inputs::fours) *reinterpret_cast<float4*>(to) = widen<T>(from.pairs[k]);
-  }
+__device__ __forceinline__ void put_steps(const SelectiveScanCudaInputs& in,
+                                          const WarpPlace<Layout>& me, float4 D, float4 bias,
+                                          int steps, const ChannelInputs<Layout, T>& from,
+                                          FwdTile<Layout>& tile,
+                                          Finish (&finish)[kRounds<Layout>]) {
+  using Inputs = ChannelInputs<Layout, T>;
   const unsigned resets = reset_bits(from.reset != 0);
-  if (thread == 0) tile.resets = resets;
+  if (Inputs::thread() == 0) tile.resets = resets;
   float4 size[Inputs::rounds];
 #pragma unroll
   for (int r = 0; r < Inputs::rounds; ++r) size[r] = widen<T>(from.delta[r]) + bias;
@@ -286,23 +336,30 @@ __device__ __forceinline__ void serve(const SelectiveScanCudaFwd& p, const WarpP
   const auto& in = p.in;
   const float4 D = me.load_weights(in.D_skip), bias = me.load_weights(in.delta_bias);
   const bool whole = me.whole && me.channels == Layout::channels;  // the same for all threads
-  const bool in_words = whole && aligned_pairs && in.N == Layout::padded_n;
-  FwdInputs<Layout, T> inputs(in, me);
+  const bool in_words = whole && (Layout::helped || (aligned_pairs && in.N == Layout::padded_n));
+  ChannelInputs<Layout, T> inputs(in, me);
+  PairInputs<Layout, T> pairs(in, me);
   Tiles fetched = tiles;  // the tile on its way
   const auto fetch = [&] {
     if (in_words && fetched.steps == kTileSteps<Layout>) {
-      inputs.fetch(in, me, kTileSteps<Layout>, true, true);
+      inputs.fetch(in, me, kTileSteps<Layout>, true);
+      if (!Layout::helped) pairs.fetch(in, kTileSteps<Layout>, true, true);
     } else {
-      inputs.fetch(in, me, fetched.steps, false, aligned_pairs);
+      inputs.fetch(in, me, fetched.steps, false);
+      if (!Layout::helped) pairs.fetch(in, fetched.steps, false, aligned_pairs);
     }
+  };
+  const auto put = [&](FwdTile<Layout>& tile, Finish(&finish)[kRounds<Layout>]) {
+    if (!Layout::helped) pairs.put(tile);
+    put_steps(in, me, D, bias, fetched.steps, inputs, tile, finish);
+    fetched.next();
+    fetch();
   };
   T* y_at = me.template at<T>(p.y, me.begin);
   int done = 0;  // steps of the tile that was scanned last
   Finish now[kRounds<Layout>] = {}, next[kRounds<Layout>];
   fetch();
-  put_tile(in, me, D, bias, fetched.steps, inputs, shared[0], next);
-  fetched.next();
-  fetch();
+  put(shared[0], next);
   __syncthreads();
   const auto finish = [&](const FwdTile<Layout>& tile) {
 #pragma unroll
@@ -322,32 +379,63 @@ __device__ __forceinline__ void serve(const SelectiveScanCudaFwd& p, const WarpP
 #pragma unroll
     for (int r = 0; r < kRounds<Layout>; ++r) now[r] = next[r];
     done = tiles.steps;
-    put_tile(in, me, D, bias, fetched.steps, inputs, shared[i ^ 1], next);
-    fetched.next();
-    fetch();
+    put(shared[i ^ 1], next);
     tiles.next();
     __syncthreads();
     if (tiles.steps == 0) finish(shared[i]);
   }
 }
 
+/// The warps that help: they bring B and C.
 template <typename T, class Layout>
-__global__ __launch_bounds__(2 * Layout::threads, Layout::padded_n > 64 ? 1 : 2) void scan_fwd(
-    const __grid_constant__ SelectiveScanCudaFwd p, Alignment aligned) {
+__device__ __forceinline__ void help(const SelectiveScanCudaInputs& in, const WarpPlace<Layout>& me,
+                                     FwdTile<Layout> (&shared)[2], Tiles tiles, bool aligned) {
+  PairInputs<Layout, T> pairs(in, me);
+  Tiles fetched = tiles;
+  const auto fetch = [&] {
+    if (aligned && in.N == Layout::padded_n && fetched.steps == kTileSteps<Layout>) {
+      pairs.fetch(in, kTileSteps<Layout>, true, true);
+    } else {
+      pairs.fetch(in, fetched.steps, false, aligned);
+    }
+  };
+  const auto put = [&](FwdTile<Layout>& tile) {
+    pairs.put(tile);
+    fetched.next();
+    fetch();
+    __syncthreads();
+  };
+  fetch();
+  put(shared[0]);
+#pragma unroll 1
+  for (int i = 0; tiles.steps > 0; i ^= 1) {
+    put(shared[i ^ 1]);
+    tiles.next();
+  }
+}
+
+template <typename T, class Layout>
+__global__ __launch_bounds__(Layout::block,
+                             Layout::helped || Layout::padded_n > 64
+                                 ? 1
+                                 : 2) void scan_fwd(const __grid_constant__ SelectiveScanCudaFwd p,
+                                                    Alignment aligned) {
   extern __shared__ char memory[];
   auto& shared = *reinterpret_cast<FwdTile<Layout>(*)[2]>(memory);
   const WarpPlace<Layout> me(p.in, aligned.channels);
   const Tiles tiles(me.end - me.begin, kTileSteps<Layout>);
   if (threadIdx.x < Layout::threads) {
     scan(p, me, shared, tiles);
-  } else {
+  } else if (!Layout::helped || threadIdx.x < 2 * Layout::threads) {
     serve<T>(p, me, shared, tiles, aligned.pairs);
+  } else {
+    help<T>(p.in, me, shared, tiles, aligned.pairs);
   }
 }
 
 /// Calls run(Layout{}) with the layout that fits the sizes: blocks as small as all may be at work
 /// at once; where they are many, a thread owns four channels, which costs fewer instructions.
-template <typename T, typename Run>
+template <typename Run>
 void dispatch_fwd_layout(const SelectiveScanCudaInputs& in, const Run& run) {
   const auto blocks = [&](auto layout) {
     return in.segments * in.B * in.G * channel_blocks<decltype(layout)>(in);
@@ -356,31 +444,29 @@ void dispatch_fwd_layout(const SelectiveScanCudaInputs& in, const Run& run) {
     if (blocks(four) >= kFullBlocks && in.D / in.G > two.channels) return run(four);
     return run(two);
   };
-  if (in.N <= 4) return run(WarpLayout<1, 4, 1, 4>{});
-  if (in.N <= 8) return run(WarpLayout<2, 4, 2, 4>{});
+  if (in.N <= 4) return run(FwdLayout<1, 4, 1, 4>{});
+  if (in.N <= 8) return run(FwdLayout<2, 4, 2, 4>{});
   if (in.N <= 16) {
-    const WarpLayout<4, 4, 1, 2> least;      // 16 channels
-    const WarpLayout<4, 4, 1, 4> one;        // 32
-    const WarpLayout<4, 4, 2, 3> two_small;  // 48
-    const WarpLayout<4, 4, 2, 4> two;        // 64
+    const FwdLayout<4, 4, 1, 2, 2> least;   // 16 channels
+    const FwdLayout<4, 4, 1, 4> one;        // 32
+    const FwdLayout<4, 4, 2, 3> two_small;  // 48
+    const FwdLayout<4, 4, 2, 4> two;        // 64
     if (blocks(least) <= kAtOnce / 2) return run(least);
     if (blocks(one) <= kAtOnce) return run(one);
     if (blocks(two_small) <= kAtOnce) return run(two_small);
     if (blocks(two) <= kAtOnce) return run(two);
-    return either(WarpLayout<4, 4, 4, 4>{}, two);
+    return either(FwdLayout<4, 4, 4, 4>{}, two);
   }
   if (in.N <= 32) {
-    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-      const WarpLayout<8, 4, 1, 2> least;  // 8 channels, whose serving warps others keep too busy
-      if (blocks(least) <= kAtOnce / 2) return run(least);
-    }
-    const WarpLayout<8, 4, 1, 4> one;  // 16
+    const FwdLayout<8, 4, 1, 2, 2> least;  // 8 channels
+    const FwdLayout<8, 4, 1, 4> one;       // 16
+    if (blocks(least) <= kAtOnce / 2) return run(least);
     if (blocks(one) <= kAtOnce) return run(one);
-    return either(WarpLayout<8, 4, 4, 4>{}, WarpLayout<8, 4, 2, 4>{});
+    return either(FwdLayout<8, 4, 4, 4>{}, FwdLayout<8, 4, 2, 4>{});
   }
-  if (in.N <= 64) return run(WarpLayout<16, 4, 4, 4>{});
-  if (in.N <= 128) return run(WarpLayout<32, 4, 4, 4>{});
-  return run(WarpLayout<32, 8, 4, 4>{});
+  if (in.N <= 64) return run(FwdLayout<16, 4, 4, 4>{});
+  if (in.N <= 128) return run(FwdLayout<32, 4, 4, 4>{});
+  return run(FwdLayout<32, 8, 4, 4>{});
 }
 
 }  // namespace
@@ -391,13 +477,12 @@ void selective_scan_cuda_fwd(const SelectiveScanCudaFwd& p, CudaStream stream) {
   if (in.segments > 1) enter_segments(p, stream);
   dispatch_activations(in.type, [&](auto element) {
     using T = decltype(element);
-    dispatch_fwd_layout<T>(in, [&](auto layout) {
+    dispatch_fwd_layout(in, [&](auto layout) {
       using Layout = decltype(layout);
       const Alignment aligned(in, {in.u, in.delta, in.z, p.y});
       constexpr int kBytes = 2 * sizeof(FwdTile<Layout>);
       allow_shared(scan_fwd<T, Layout>, kBytes);
-      scan_fwd<T, Layout>
-          <<<scan_grid<Layout>(in), 2 * Layout::threads, kBytes, stream>>>(p, aligned);
+      scan_fwd<T, Layout><<<scan_grid<Layout>(in), Layout::block, kBytes, stream>>>(p, aligned);
       check_launch("selective_scan: forward");
     });
   });
