@@ -158,6 +158,20 @@ struct Alignment {
   }
 };
 
+/// Elements 0 … count - 1 of fewer than four; the others read as 0.
+template <int kStates>
+__device__ __forceinline__ void load_few(const float* from, int count, float (&x)[kStates]) {
+#pragma unroll
+  for (int n = 0; n < kStates; ++n) x[n] = n < count ? from[n] : 0.f;
+}
+template <typename T, int kStates>
+__device__ __forceinline__ void store_few(T* to, int count, const float (&x)[kStates]) {
+#pragma unroll
+  for (int n = 0; n < kStates; ++n) {
+    if (n < count) to[n] = from_float<T>(x[n]);
+  }
+}
+
 /// This thread's part of a [.., D, N] array; what does not exist reads as 0 and is not written.
 template <class Layout>
 __device__ __forceinline__ void load_states(const float* from, int64_t N,
@@ -165,6 +179,11 @@ __device__ __forceinline__ void load_states(const float* from, int64_t N,
   const bool words = N % 4 == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0;
 #pragma unroll
   for (int k = 0; k < Layout::own; ++k) {
+    if constexpr (Layout::states < 4) {
+      const bool there = from != nullptr && me.channel + k < me.channels;
+      load_few(from + k * N, there ? static_cast<int>(N) - me.n : 0, h[k]);
+      continue;
+    }
 #pragma unroll
     for (int j = 0; j < Layout::states; j += 4) {
       const bool there = from != nullptr && me.channel + k < me.channels;
@@ -184,6 +203,10 @@ __device__ __forceinline__ void store_states(T* to, int64_t N, const WarpPlace<L
   const bool words = N % 4 == 0 && reinterpret_cast<uintptr_t>(to) % (4 * sizeof(T)) == 0;
 #pragma unroll
   for (int k = 0; k < Layout::own; ++k) {
+    if constexpr (Layout::states < 4) {
+      store_few(to + k * N, me.channel + k < me.channels ? static_cast<int>(N) - me.n : 0, h[k]);
+      continue;
+    }
 #pragma unroll
     for (int j = 0; j < Layout::states; j += 4) {
       const int count = me.channel + k < me.channels ? static_cast<int>(N) - me.n - j : 0;

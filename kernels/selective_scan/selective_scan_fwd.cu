@@ -10,13 +10,16 @@
 namespace retain::kernels {
 namespace {
 
-/// How warps are laid over channels and states. As many warps as scan serve, and kHelpers times as
-/// many bring B and C; 0: those that serve do.
+/// How warps are laid over channels and states. Threads that serve bring four channels of a step
+/// each, and B and C unless kHelpers warps do that.
 template <int kLanes, int kStates, int kOwn, int kWarps, int kHelpers = 0>
 struct FwdLayout : WarpLayout<kLanes, kStates, kOwn, kWarps> {
+  using Warps = WarpLayout<kLanes, kStates, kOwn, kWarps>;
   static constexpr bool helped = kHelpers > 0;
-  static constexpr int block = (2 + kHelpers) * 32 * kWarps;                  ///< threads
-  static constexpr int pair_threads = (helped ? kHelpers : 1) * 32 * kWarps;  ///< for B and C
+  static constexpr int steps = std::min(Warps::steps, 32);               ///< of a tile
+  static constexpr int servers = Warps::quads * steps;                   ///< threads
+  static constexpr int pair_threads = helped ? 32 * kHelpers : servers;  ///< for B and C
+  static constexpr int block = Warps::threads + servers + 32 * kHelpers;
 };
 
 /// How many steps of a tile a thread brings four channels of. Two give a serving warp more to do at
@@ -247,7 +250,8 @@ struct PairInputs {
   Four<T> pairs[count];
 
   static __device__ __forceinline__ int thread() {
-    return Layout::helped ? threadIdx.x - 2 * Layout::threads : threadIdx.x % Layout::threads;
+    return Layout::helped ? threadIdx.x - Layout::threads - Layout::servers
+                          : threadIdx.x % Layout::threads;
   }
 
   __device__ __forceinline__ PairInputs(const SelectiveScanCudaInputs& in,
@@ -426,7 +430,7 @@ __global__ __launch_bounds__(Layout::block,
   const Tiles tiles(me.end - me.begin, kTileSteps<Layout>);
   if (threadIdx.x < Layout::threads) {
     scan(p, me, shared, tiles);
-  } else if (!Layout::helped || threadIdx.x < 2 * Layout::threads) {
+  } else if (!Layout::helped || threadIdx.x < Layout::threads + Layout::servers) {
     serve<T>(p, me, shared, tiles, aligned.pairs);
   } else {
     help<T>(p.in, me, shared, tiles, aligned.pairs);
@@ -447,7 +451,7 @@ void dispatch_fwd_layout(const SelectiveScanCudaInputs& in, const Run& run) {
   if (in.N <= 4) return run(FwdLayout<1, 4, 1, 4>{});
   if (in.N <= 8) return run(FwdLayout<2, 4, 2, 4>{});
   if (in.N <= 16) {
-    const FwdLayout<4, 4, 1, 2, 2> least;   // 16 channels
+    const FwdLayout<4, 4, 1, 2> least;      // 16 channels
     const FwdLayout<4, 4, 1, 4> one;        // 32
     const FwdLayout<4, 4, 2, 3> two_small;  // 48
     const FwdLayout<4, 4, 2, 4> two;        // 64
@@ -458,8 +462,8 @@ void dispatch_fwd_layout(const SelectiveScanCudaInputs& in, const Run& run) {
     return either(FwdLayout<4, 4, 4, 4>{}, two);
   }
   if (in.N <= 32) {
-    const FwdLayout<8, 4, 1, 2, 2> least;  // 8 channels
-    const FwdLayout<8, 4, 1, 4> one;       // 16
+    const FwdLayout<16, 2, 1, 4, 4> least;  // 8 channels
+    const FwdLayout<8, 4, 1, 4> one;        // 16
     if (blocks(least) <= kAtOnce / 2) return run(least);
     if (blocks(one) <= kAtOnce) return run(one);
     return either(FwdLayout<8, 4, 4, 4>{}, FwdLayout<8, 4, 2, 4>{});
