@@ -35,12 +35,15 @@ __device__ __forceinline__ WarpPlace<Layout> place_of(const SelectiveScanCudaInp
   return me;
 }
 
-/// `whole`: all of the lane's states exist, in words.
-__device__ __forceinline__ void load_packed(const bf16* from, int64_t N, bool exists, bool whole,
+/// The lane's states, N or kN of them; `whole`: in whole words.
+__device__ __forceinline__ void load_packed(const bf16* from, int N, bool exists, bool whole,
                                             Packed& h) {
-  if (whole && exists) {
+  if (whole) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) h.half[i] = reinterpret_cast<const uint4*>(from)[i];
+    for (int i = 0; i < 2; ++i) {
+      const bool there = exists && i * 8 < N;
+      h.half[i] = there ? reinterpret_cast<const uint4*>(from)[i] : uint4{};
+    }
   } else {
     States x;
 #pragma unroll
@@ -204,15 +207,14 @@ __device__ __forceinline__ void store_pairs(float* to, float2 sum, float (&other
 
 template <int kWarps>
 __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
-    const __grid_constant__ SelectiveScanCudaBwd p, Alignment aligned, bool words) {
+    const __grid_constant__ SelectiveScanCudaBwd p, Alignment aligned, Words words) {
   extern __shared__ char memory[];
   auto& shared = *reinterpret_cast<Bf16Shared<kWarps>*>(memory);
   auto& own = own_of(shared);
   const auto& in = p.in;
   const auto me = place_of<kWarps>(in, aligned);
   const int N = static_cast<int>(in.N) - me.n;  // of the warp's indices on
-  LaneTiles tiles(in, me, words);
-  tiles.N = N;
+  const LaneTiles tiles{words, me.channels, N};
   const int64_t all_states = in.B * in.D * in.N;
   const int64_t stride_t = in.B * in.G * in.N;
   const int64_t pairs_at =
@@ -229,7 +231,7 @@ __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
 
   constexpr int kEvery = kSteps * kWarps;
   const int length = static_cast<int>(me.end - me.begin);
-  const bool exists = me.channel < me.channels, whole = in.N % kN == 0;
+  const bool exists = me.channel < me.channels, whole = in.N % 8 == 0;
   const auto* checkpoint = static_cast<const bf16*>(p.checkpoints) + me.state +
                            ((me.end + kEvery - 1) / kEvery - 1) * all_states;
   int reset = 0;
@@ -282,7 +284,7 @@ __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
       __syncwarp();
       reverse_group(shared, w, A, g, dA, resets, careful, usual, dB, k, steps);
     }
-    store_rows(shared, first, steps, me.channels, tiles.words, w.gated);
+    store_rows(shared, first, steps, me.channels, words.channels, w.gated);
     __syncwarp();
   }
   store_states<Layout>(p.dA_rows + me.segment * all_states + me.state, in.N, me, dA_);
@@ -298,12 +300,10 @@ void launch_by_lanes(const SelectiveScanCudaBwd& p, CudaStream stream) {
   const auto& in = p.in;
   const auto all = {in.u, in.delta, in.z, p.dy, p.du, p.ddelta, p.dz};
   const Alignment aligned(in, all);
-  const Words words = in_words<bf16>(in, aligned, all);
-  const bool in_tiles = words.channels && words.indices && in.N % kN == 0;
   constexpr int kBytes = sizeof(Bf16Shared<kWarps>);
   allow_shared(scan_bwd_by_lanes<kWarps>, kBytes);
-  scan_bwd_by_lanes<kWarps>
-      <<<scan_grid<Layout>(in), dim3(32, kWarps), kBytes, stream>>>(p, aligned, in_tiles);
+  scan_bwd_by_lanes<kWarps><<<scan_grid<Layout>(in), dim3(32, kWarps), kBytes, stream>>>(
+      p, aligned, in_words<bf16>(in, aligned, all));
   check_launch("selective_scan: backward");
 }
 

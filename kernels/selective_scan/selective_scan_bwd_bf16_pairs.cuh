@@ -197,6 +197,7 @@ __device__ __forceinline__ void store_rows(Bf16Shared<kWarps>& shared, int first
   constexpr int kHalves = 2 / kWarps;  // of a tile, for each warp
   const int half = warp_of<kWarps>();
   if (words) {
+    constexpr int kWord = 16 / sizeof(bf16);
     const int row = threadIdx.x / 4, col = threadIdx.x % 4;
     uint4 part[3][kHalves];
 #pragma unroll
@@ -209,7 +210,7 @@ __device__ __forceinline__ void store_rows(Bf16Shared<kWarps>& shared, int first
 #pragma unroll
     for (int i = 0; i < kHalves; ++i) {
       const int s = row + 8 * (half + i);
-      if (s < steps) {
+      if (s < steps && col * kWord < channels) {
         __stcg(reinterpret_cast<uint4*>(du.near(first + s, col * 16)), part[0][i]);
         __stcg(reinterpret_cast<uint4*>(ddelta.near(first + s, col * 16)), part[1][i]);
         if (gated) __stcg(reinterpret_cast<uint4*>(dz.near(first + s, col * 16)), part[2][i]);

@@ -20,10 +20,11 @@ using IndexRows = T[kLaneSteps][kLaneStates];
 
 // From memory
 
-/// Starts to bring the rows of a tile that exist, `count` elements of each; zeros for the others.
+/// Starts to bring the rows of a tile that exist, `count` elements of each in whole words of 16
+/// bytes; zeros for the others.
 template <typename T, int kWide>
-__device__ __forceinline__ void copy_rows(T (&to)[kLaneSteps][kWide], Rows rows, int first,
-                                          int steps, int count = kWide) {
+__device__ __forceinline__ void copy_rows(T (&to)[kLaneSteps][kWide], Rows rows, int count,
+                                          int first, int steps) {
   constexpr int kCopies = kWide * sizeof(T) / 16, kAtOnce = 32 / kCopies;  // of a row; rows
   const int row = threadIdx.x / kCopies, column = threadIdx.x % kCopies * 16;
   const bool there = rows.data != nullptr && column < count * static_cast<int>(sizeof(T));
@@ -70,22 +71,18 @@ Words in_words(const SelectiveScanCudaInputs& in, const Alignment& aligned,
 
 /// Brings a warp's tiles.
 struct LaneTiles {
-  bool words;       ///< rows lie in whole words, and all channels exist
+  Words words;
   int channels, N;  ///< that exist; N may be more than a tile has
-
-  __device__ __forceinline__ LaneTiles(const SelectiveScanCudaInputs& in,
-                                       const WarpPlace<LaneLayout>& me, bool words)
-      : words(words && me.channels == kLaneChannels),
-        channels(me.channels),
-        N(static_cast<int>(in.N)) {}
 
   template <typename T, int kWide>
   __device__ __forceinline__ void bring(T (&to)[kLaneSteps][kWide], Rows rows, int first,
                                         int steps) const {
-    if (words) {
-      copy_rows(to, rows, first, steps);
+    constexpr bool kByChannel = kWide == kLaneChannels;
+    const int count = kByChannel ? channels : N;
+    if (kByChannel ? words.channels : words.indices) {
+      copy_rows(to, rows, count, first, steps);
     } else {
-      load_rows(to, rows, kWide == kLaneChannels ? channels : N, first, steps);
+      load_rows(to, rows, count, first, steps);
     }
   }
 };

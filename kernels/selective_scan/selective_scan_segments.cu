@@ -169,8 +169,8 @@ __device__ __forceinline__ void walk(const SelectiveScanCudaInputs& in, const Ac
   me.n = blockIdx.y * kLaneStates;
   me.state += me.n;
   if (me.segment == (kGradients ? 0 : in.segments - 1)) return;  // nobody asks for its change
-  const LaneTiles tiles(in, me, words.channels);
   const int N = min(static_cast<int>(in.N) - me.n, kLaneStates);
+  const LaneTiles tiles{words, me.channels, N};
   const PairWeights w(in, me);
   OwnStates<LaneLayout> A, change = {};
   load_rates(in, me, A);
@@ -198,11 +198,7 @@ __device__ __forceinline__ void walk(const SelectiveScanCudaInputs& in, const Ac
     tiles.bring(own.delta, delta, first, steps);
     tiles.bring(own.values, values, first, steps);
     if (kGradients && w.gated) tiles.bring(own.z, z, first, steps);
-    if (words.indices) {
-      copy_rows(own.indices, indices, first, steps, N);
-    } else {
-      load_rows(own.indices, indices, N, first, steps);
-    }
+    tiles.bring(own.indices, indices, first, steps);
   };
   float total = 0;
   if (begin < end) fetch(begin);
