@@ -288,13 +288,18 @@ bool dispatch_update_layout(const MambaUpdateCuda& p, const Run& run) {
   consider(UpdateLayout<4, 128, 1>{});
   consider(UpdateLayout<4, 128, 2>{});
   consider(UpdateLayout<4, 512, 1>{});
+  consider(UpdateLayout<4, 128, 6>{});
   consider(UpdateLayout<4, 512, 2>{});
+  consider(UpdateLayout<4, 256, 6>{});
   consider(UpdateLayout<4, 512, 4>{});
+  consider(UpdateLayout<4, 512, 6>{});
   consider(UpdateLayout<4, 512, 8>{});
   consider(UpdateLayout<8, 256, 1>{});
   consider(UpdateLayout<8, 256, 2>{});
   consider(UpdateLayout<8, 512, 2>{});
+  consider(UpdateLayout<8, 256, 6>{});
   consider(UpdateLayout<8, 512, 4>{});
+  consider(UpdateLayout<8, 512, 6>{});
   consider(UpdateLayout<8, 512, 8>{});
   return found;
 }
