@@ -208,16 +208,21 @@ struct ChannelInputs {
   int reset;  ///< compared when it has come
 
   static __device__ __forceinline__ int thread() { return threadIdx.x % Layout::threads; }
+  static __device__ __forceinline__ int beyond(const WarpPlace<Layout>& me, bool aligned) {
+    return aligned ? max(me.four + 4 - me.channels, 0) : 0;
+  }
 
+  /// `aligned`: channels lie in aligned fours. Then threads without channels may read the last four
+  /// that exist.
   __device__ __forceinline__ ChannelInputs(const SelectiveScanCudaInputs& in,
-                                           const WarpPlace<Layout>& me)
-      : u_at(me.template at<T>(in.u, me.begin)),
-        delta_at(me.template at<T>(in.delta, me.begin)),
-        z_at(me.template at<T>(in.z, me.begin)),
+                                           const WarpPlace<Layout>& me, bool aligned)
+      : u_at(me.template at<T>(in.u, me.begin) - beyond(me, aligned)),
+        delta_at(me.template at<T>(in.delta, me.begin) - beyond(me, aligned)),
+        z_at(me.template at<T>(in.z, me.begin) - beyond(me, aligned)),
         reset_at(in.reset.data + (me.begin + thread() % 32) * in.reset.stride_t +
                  me.b * in.reset.stride_b) {}
 
-  /// The next tile. `words`: all of it exists and lies in aligned fours.
+  /// The next tile. `words`: all of its steps exist, and channels lie in aligned fours.
   __device__ __forceinline__ void fetch(const SelectiveScanCudaInputs& in,
                                         const WarpPlace<Layout>& me, int steps, bool words) {
     reset = 0;
@@ -336,12 +341,12 @@ __device__ __forceinline__ void put_steps(const SelectiveScanCudaInputs& in,
 template <typename T, class Layout>
 __device__ __forceinline__ void serve(const SelectiveScanCudaFwd& p, const WarpPlace<Layout>& me,
                                       FwdTile<Layout> (&shared)[2], Tiles tiles,
-                                      bool aligned_pairs) {
+                                      const Alignment& aligned) {
   const auto& in = p.in;
   const float4 D = me.load_weights(in.D_skip), bias = me.load_weights(in.delta_bias);
-  const bool whole = me.whole && me.channels == Layout::channels;  // the same for all threads
-  const bool in_words = whole && (Layout::helped || (aligned_pairs && in.N == Layout::padded_n));
-  ChannelInputs<Layout, T> inputs(in, me);
+  const bool in_words =
+      aligned.channels && (Layout::helped || (aligned.pairs && in.N == Layout::padded_n));
+  ChannelInputs<Layout, T> inputs(in, me, aligned.channels);
   PairInputs<Layout, T> pairs(in, me);
   Tiles fetched = tiles;  // the tile on its way
   const auto fetch = [&] {
@@ -350,7 +355,7 @@ __device__ __forceinline__ void serve(const SelectiveScanCudaFwd& p, const WarpP
       if (!Layout::helped) pairs.fetch(in, kTileSteps<Layout>, true, true);
     } else {
       inputs.fetch(in, me, fetched.steps, false);
-      if (!Layout::helped) pairs.fetch(in, fetched.steps, false, aligned_pairs);
+      if (!Layout::helped) pairs.fetch(in, fetched.steps, false, aligned.pairs);
     }
   };
   const auto put = [&](FwdTile<Layout>& tile, Finish(&finish)[kRounds<Layout>]) {
@@ -371,8 +376,7 @@ __device__ __forceinline__ void serve(const SelectiveScanCudaFwd& p, const WarpP
       const int step = r * Layout::steps + me.four_step;
       if (step >= done) continue;
       const float4 y = times4(tile.y[step].get(me) + now[r].skip, now[r].gate);
-      store_four(y_at + r * Layout::steps * p.y.stride_t, y, whole ? 4 : me.channels - me.four,
-                 whole || me.whole);
+      store_four(y_at + r * Layout::steps * p.y.stride_t, y, me.channels - me.four, me.whole);
     }
     y_at += done * p.y.stride_t;
   };
@@ -431,7 +435,7 @@ __global__ __launch_bounds__(Layout::block,
   if (threadIdx.x < Layout::threads) {
     scan(p, me, shared, tiles);
   } else if (!Layout::helped || threadIdx.x < Layout::threads + Layout::servers) {
-    serve<T>(p, me, shared, tiles, aligned.pairs);
+    serve<T>(p, me, shared, tiles, aligned);
   } else {
     help<T>(p.in, me, shared, tiles, aligned.pairs);
   }
