@@ -1,6 +1,6 @@
 // Forward pass of the selective scan (Gu & Dao 2023, arXiv:2312.00752, Algorithm 2):
 //   h_t = exp(delta' A) h_{t-1} + delta' u B_t,   y_t = (Σ_n C_t h_t + D u) silu(z).
-// Half of a block's warps scan, with the state in registers for the whole sequence. The others work
+// Some of a block's warps scan, with the state in registers for the whole sequence. The others work
 // beside them: they finish the outputs of the tile before, and prepare the tile after; where blocks
 // are so few that a multiprocessor has one, further warps help them. The copies of a tile in shared
 // memory are two, and one barrier a tile is all that orders them.
