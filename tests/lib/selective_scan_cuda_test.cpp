@@ -32,7 +32,7 @@ TEST(SelectiveScanCuda, AgreesWithReferenceOverShapes) {
        {ScanProblem{37, 2, 12, 32}, ScanProblem{200, 1, 9, 100}, ScanProblem{2047, 2, 8, 16},
         ScanProblem{2049, 1, 36, 16}, ScanProblem{700, 3, 8, 2}, ScanProblem{100, 2, 96, 16, 2},
         ScanProblem{1000, 2, 64, 16}, ScanProblem{50, 3, 40, 9}, ScanProblem{300, 2, 64, 32, 2},
-        ScanProblem{77, 3, 40, 20}}) {
+        ScanProblem{77, 3, 40, 20}, ScanProblem{50, 3, 40, 24}}) {
     shapes.push_back(more);
   }
   for (const auto& p : shapes) {
@@ -92,7 +92,7 @@ TEST(SelectiveScanCuda, HalfActivationsTakeFloatWeightsAndState) {
 
 TEST(SelectiveScanCuda, ExactEqualsRepeatedUpdates) {
   RETAIN_NEEDS_CUDA();
-  for (const int64_t N : {3, 16, 40, 200}) {
+  for (const int64_t N : {3, 16, 24, 40, 200}) {
     const ScanProblem p{300, 2, 20, N};
     for (const auto dtype : {at::kFloat, at::kBFloat16}) {
       auto in = on_cuda(arguments_of(p, dtype));
