@@ -96,6 +96,12 @@ struct WarpPlace : BlockPlace {
     whole = aligned && channels - four >= 4;
   }
 
+  /// To the indices from `first` on, of a warp or block that has no others.
+  __device__ __forceinline__ void move_to_index(int first) {
+    n += first;
+    state += first;
+  }
+
   /// The thread's four of the tile that begins at step t.
   template <typename T>
   __device__ __forceinline__ T* at(const Activations& x, int64_t t) const {
@@ -290,6 +296,11 @@ __device__ __forceinline__ void note(float& odd, float4 x) {
   note(odd, float2{x.x, x.y});
   note(odd, float2{x.z, x.w});
 }
+template <int kCount>
+__device__ __forceinline__ void note(float& odd, const float (&x)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) note(odd, x[i]);
+}
 __device__ __forceinline__ bool any_odd(float odd) { return __any_sync(~0u, odd != 0.f); }
 
 /// 0 if all are finite.
@@ -297,10 +308,7 @@ template <class Layout>
 __device__ __forceinline__ float odd_of(const OwnStates<Layout>& h) {
   float odd = 0;
 #pragma unroll
-  for (int k = 0; k < Layout::own; ++k) {
-#pragma unroll
-    for (int n = 0; n < Layout::states; ++n) note(odd, h[k][n]);
-  }
+  for (int k = 0; k < Layout::own; ++k) note(odd, h[k]);
   return odd;
 }
 

@@ -30,8 +30,7 @@ template <int kWarps>
 __device__ __forceinline__ WarpPlace<Layout> place_of(const SelectiveScanCudaInputs& in,
                                                       const Alignment& aligned) {
   WarpPlace<Layout> me(in, aligned.channels);
-  me.n = kN * warp_of<kWarps>();
-  me.state += me.n;
+  me.move_to_index(kN * warp_of<kWarps>());
   return me;
 }
 
@@ -50,12 +49,6 @@ __device__ __forceinline__ void load_packed(const bf16* from, int N, bool exists
     for (int n = 0; n < kN; ++n) x[n] = exists && n < N ? to_float(from[n]) : 0.f;
     h.set(x);
   }
-}
-
-/// Adds 0 to `odd` if all are finite.
-__device__ __forceinline__ void note_all(float& odd, const States& h) {
-#pragma unroll
-  for (int n = 0; n < kN; ++n) note(odd, h[n]);
 }
 
 /// The rows of the inputs and gradients, of B and C those of the warp's indices.
@@ -120,14 +113,14 @@ __device__ __forceinline__ bool scan_tile(Bf16Shared<kWarps>& shared, const Pair
   States h;
   before.get(h);
   sync<kWarps>();
-  note_all(odd, g);
+  note(odd, g);
   auto& own = own_of(shared);
   bool careful = false;
 #pragma unroll 1
   for (int k = 0; k < kSteps; k += kGroup) {
     GroupProducts products(&own.slot[k], &shared.dy_near[k], &own.C_near[k]);
     scan(shared, A, k, resets, h, products);
-    note_all(odd, h);
+    note(odd, h);
     careful = any_odd_of_block<kWarps>(odd);
     if (careful) {
       Packed from = before;

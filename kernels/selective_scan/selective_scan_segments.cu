@@ -166,8 +166,7 @@ __device__ __forceinline__ void walk(const SelectiveScanCudaInputs& in, const Ac
   auto* walkers = reinterpret_cast<Walker<T>*>(memory);
   auto& own = walkers[threadIdx.y];
   WarpPlace<LaneLayout> me(in, aligned.channels);
-  me.n = blockIdx.y * kLaneStates;
-  me.state += me.n;
+  me.move_to_index(blockIdx.y * kLaneStates);
   if (me.segment == (kGradients ? 0 : in.segments - 1)) return;  // nobody asks for its change
   const int N = min(static_cast<int>(in.N) - me.n, kLaneStates);
   const LaneTiles tiles{words, me.channels, N};
