@@ -53,6 +53,11 @@ struct BlockPlace {
   int64_t first_channel;  ///< of D
   int channels;           ///< of the block that exist
   int64_t begin, end;     ///< time steps
+
+  /// What a [D] vector holds for channel i of the block, 0 where either is absent.
+  __device__ __forceinline__ float weight(const float* from, int i) const {
+    return from != nullptr && i < channels ? from[first_channel + i] : 0.f;
+  }
 };
 
 template <class Layout>

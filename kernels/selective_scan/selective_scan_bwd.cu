@@ -112,9 +112,8 @@ __global__ __launch_bounds__(32, 8) void scan_bwd(const __grid_constant__ Select
   const int64_t pairs_at =
       me.channel_block * in.T * pair_stride_t + (me.b * in.G + me.group) * in.N;
   for (int i = threadIdx.x; i < Layout::channels; i += 32) {
-    const bool there = i < me.channels;
-    shared.bias[i] = there && in.delta_bias != nullptr ? in.delta_bias[me.first_channel + i] : 0.f;
-    shared.D[i] = there && in.D_skip != nullptr ? in.D_skip[me.first_channel + i] : 0.f;
+    shared.bias[i] = me.weight(in.delta_bias, i);
+    shared.D[i] = me.weight(in.D_skip, i);
   }
   OwnStates<Layout> A, g, h, dA = {};
   load_rates(in, me, A);

@@ -366,12 +366,8 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bw
   }
 
   for (int channel = threadIdx.x; channel < Layout::channels; channel += Layout::threads) {
-    const auto at = [&](const float* from) {
-      return from != nullptr && channel < place.channels ? from[place.first_channel + channel]
-                                                         : 0.f;
-    };
-    shared.bias[channel] = at(in.delta_bias);
-    shared.D[channel] = at(in.D_skip);
+    shared.bias[channel] = place.weight(in.delta_bias, channel);
+    shared.D[channel] = place.weight(in.D_skip, channel);
   }
   __syncthreads();
 

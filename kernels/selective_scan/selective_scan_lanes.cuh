@@ -134,10 +134,7 @@ struct PairWeights {
 
   static __device__ __forceinline__ float2 load(const float* from,
                                                 const WarpPlace<LaneLayout>& me) {
-    const auto at = [&](int channel) {
-      return from != nullptr && channel < me.channels ? from[me.first_channel + channel] : 0.f;
-    };
-    return {at(pair_channel()), at(pair_channel() + 1)};
+    return {me.weight(from, pair_channel()), me.weight(from, pair_channel() + 1)};
   }
 };
 
