@@ -19,7 +19,7 @@ namespace {
 namespace cg = cooperative_groups;
 
 /// Sums each of 16 values over a warp; lane l gets the total of value l % 16.
-__device__ __forceinline__ float sum_over_warp(float (&value)[16]) {
+[[maybe_unused]] __device__ __forceinline__ float sum_over_warp(float (&value)[16]) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int bit = 1; bit < 16; bit *= 2) {
@@ -171,10 +171,12 @@ __device__ __forceinline__ float advance_rows(const MambaUpdateCuda& p, const Ch
   return total + __fmul_rn(w.D, x[lane % kRows][channel_in_block]);
 }
 
-/// Each cluster takes groups of kRows rows, every (gridDim / blocks)-th.
+/// Each cluster takes groups of kRows rows, every (gridDim / blocks)-th. Empty where there are no
+/// clusters: below compute capability 9.0.
 template <typename T, class Layout>
 __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void mamba_update(
     const __grid_constant__ MambaUpdateCuda p) {
+#if __CUDA_ARCH__ >= 900
   extern __shared__ char memory[];
   constexpr int kD = Layout::D, kRowStates = kD * Layout::N;
   auto& shared = *reinterpret_cast<UpdateShared<Layout>*>(memory);
@@ -274,6 +276,7 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void mamba_u
     place = next_place;
   }
   cluster.sync();  // none leaves while another may send to it
+#endif
 }
 
 /// Calls run(UpdateLayout{}) with the layout of these sizes, if there is one.
@@ -304,14 +307,29 @@ bool dispatch_update_layout(const MambaUpdateCuda& p, const Run& run) {
   return found;
 }
 
+/// Whether what this build has for the current device knows clusters.
+bool has_clusters() {
+  cudaFuncAttributes attributes = {};
+  const auto any = mamba_update<float, UpdateLayout<4, 128, 1>>;
+  return cudaFuncGetAttributes(&attributes, any) == cudaSuccess && attributes.ptxVersion >= 90;
+}
+
+/// Bytes of shared memory that a block of the current device may have.
+size_t most_shared() {
+  int device = 0, bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return static_cast<size_t>(bytes);
+}
+
 }  // namespace
 
 bool mamba_update_cuda_takes(const MambaUpdateCuda& p) {
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
-  constexpr size_t kShared = 227 << 10;  // of a block; half of it lets two run at once
   bool fits = false;
-  dispatch_update_layout(
-      p, [&](auto layout) { fits = UpdateArrays<decltype(layout)>(p.R).bytes() <= kShared; });
+  dispatch_update_layout(p, [&](auto layout) {
+    fits = has_clusters() && UpdateArrays<decltype(layout)>(p.R).bytes() <= most_shared();
+  });
   const int64_t largest = p.B * std::max({p.D * p.N, p.xz_stride, p.reset_stride, 4 * p.D});
   return fits && p.K == kTaps && largest < INT32_MAX && aligned(p.ssm_state) &&
          aligned(p.new_ssm_state) && aligned(p.A_log) && aligned(p.conv_weight) &&

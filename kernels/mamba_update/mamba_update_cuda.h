@@ -37,8 +37,9 @@ struct MambaUpdateCuda {
   void* y = nullptr;                  ///< out: [B, D] contiguous
 };
 
-/// Whether the kernel takes these sizes: K is 4; N is 16 and D 32, 64, 128, 192, 256, 384, 512, 768
-/// or 1024, or N is 32 and D one of those up to 512; B is such that indices fit into 32 bits.
+/// Whether the kernel takes these sizes on the current device: of compute capability 9.0 or more and
+/// built for it; K is 4; N is 16 and D 32, 64, 128, 192, 256, 384, 512, 768 or 1024, or N is 32 and
+/// D one of those up to 512; B is such that indices fit into 32 bits.
 bool mamba_update_cuda_takes(const MambaUpdateCuda& params);
 
 void mamba_update_cuda(const MambaUpdateCuda& params, CudaStream stream);

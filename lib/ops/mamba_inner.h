@@ -31,10 +31,10 @@ std::tuple<Tensor, Tensor, Tensor> mamba_inner(const Tensor& xz, const Tensor& c
                                                const std::optional<Tensor>& reset = {});
 
 /// One step of it, the acting step: xz [B, 2 d_inner], reset [B] bool; returns y [B, d_inner] and
-/// the two new states. On CUDA without gradients this is one kernel where d_conv is 4, d_state 16
-/// and d_inner 32, 64, 128, 192, 256, 384, 512, 768 or 1024, or d_state 32 and d_inner one of those
-/// up to 512; its products are summed in another order than a sequence's. Elsewhere it is the
-/// sequence of one.
+/// the two new states. On CUDA (compute capability 9.0 on) without gradients this is one kernel
+/// where d_conv is 4, d_state 16 and d_inner 32, 64, 128, 192, 256, 384, 512, 768 or 1024, or
+/// d_state 32 and d_inner one of those up to 512; its products are summed in another order than a
+/// sequence's. Elsewhere it is the sequence of one.
 std::tuple<Tensor, Tensor, Tensor> mamba_update(const Tensor& xz, const Tensor& conv_state,
                                                 const Tensor& ssm_state,
                                                 const MambaWeights& weights,
