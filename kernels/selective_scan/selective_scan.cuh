@@ -137,10 +137,14 @@ dim3 scan_grid(const SelectiveScanCudaInputs& in) {
   return dim3(static_cast<unsigned>(blocks));
 }
 
-/// Lets a kernel have that much dynamic shared memory.
+/// Lets a kernel have that much dynamic shared memory; throws where the device has less.
 template <typename Kernel>
 void allow_shared(Kernel kernel, int bytes) {
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const auto what = cudaFuncAttributeMaxDynamicSharedMemorySize;
+  if (cudaFuncSetAttribute(kernel, what, bytes) == cudaSuccess) return;
+  cudaGetLastError();  // a later call would report it too
+  throw std::runtime_error("selective_scan: a block needs " + std::to_string(bytes) +
+                           " bytes of shared memory, more than the device gives it");
 }
 
 /// What lies in aligned fours in memory.
