@@ -32,6 +32,14 @@ inline void check_launch(const char* kernel) {
   throw std::runtime_error(std::string(kernel) + ": " + cudaGetErrorString(error));
 }
 
+/// Bytes of shared memory that a block of the current device may have.
+inline int most_shared_memory() {
+  int device = 0, bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return bytes;
+}
+
 // Elements
 
 __device__ __forceinline__ float to_float(float x) { return x; }

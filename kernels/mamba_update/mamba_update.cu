@@ -314,21 +314,14 @@ bool has_clusters() {
   return cudaFuncGetAttributes(&attributes, any) == cudaSuccess && attributes.ptxVersion >= 90;
 }
 
-/// Bytes of shared memory that a block of the current device may have.
-size_t most_shared() {
-  int device = 0, bytes = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return static_cast<size_t>(bytes);
-}
-
 }  // namespace
 
 bool mamba_update_cuda_takes(const MambaUpdateCuda& p) {
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   bool fits = false;
   dispatch_update_layout(p, [&](auto layout) {
-    fits = has_clusters() && UpdateArrays<decltype(layout)>(p.R).bytes() <= most_shared();
+    const auto bytes = static_cast<int64_t>(UpdateArrays<decltype(layout)>(p.R).bytes());
+    fits = has_clusters() && bytes <= most_shared_memory();
   });
   const int64_t largest = p.B * std::max({p.D * p.N, p.xz_stride, p.reset_stride, 4 * p.D});
   return fits && p.K == kTaps && largest < INT32_MAX && aligned(p.ssm_state) &&

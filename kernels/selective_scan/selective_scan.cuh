@@ -137,14 +137,18 @@ dim3 scan_grid(const SelectiveScanCudaInputs& in) {
   return dim3(static_cast<unsigned>(blocks));
 }
 
-/// Lets a kernel have that much dynamic shared memory; throws where the device has less.
+/// Lets a kernel have that much dynamic shared memory, which follows from d_state; throws where the
+/// device has less. Any other refusal is left to check_launch.
 template <typename Kernel>
 void allow_shared(Kernel kernel, int bytes) {
   const auto what = cudaFuncAttributeMaxDynamicSharedMemorySize;
   if (cudaFuncSetAttribute(kernel, what, bytes) == cudaSuccess) return;
+  const int most = most_shared_memory();
+  if (bytes <= most) return;
   cudaGetLastError();  // a later call would report it too
-  throw std::runtime_error("selective_scan: a block needs " + std::to_string(bytes) +
-                           " bytes of shared memory, more than the device gives it");
+  throw std::runtime_error("selective_scan: d_state is too large for this device: a block needs " +
+                           std::to_string(bytes) + " bytes of shared memory, and may have " +
+                           std::to_string(most));
 }
 
 /// What lies in aligned fours in memory.
@@ -173,20 +177,6 @@ struct Alignment {
   }
 };
 
-/// Elements 0 … count - 1 of fewer than four; the others read as 0.
-template <int kStates>
-__device__ __forceinline__ void load_few(const float* from, int count, float (&x)[kStates]) {
-#pragma unroll
-  for (int n = 0; n < kStates; ++n) x[n] = n < count ? from[n] : 0.f;
-}
-template <typename T, int kStates>
-__device__ __forceinline__ void store_few(T* to, int count, const float (&x)[kStates]) {
-#pragma unroll
-  for (int n = 0; n < kStates; ++n) {
-    if (n < count) to[n] = from_float<T>(x[n]);
-  }
-}
-
 /// This thread's part of a [.., D, N] array; what does not exist reads as 0 and is not written.
 template <class Layout>
 __device__ __forceinline__ void load_states(const float* from, int64_t N,
@@ -194,20 +184,18 @@ __device__ __forceinline__ void load_states(const float* from, int64_t N,
   const bool words = N % 4 == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0;
 #pragma unroll
   for (int k = 0; k < Layout::own; ++k) {
-    if constexpr (Layout::states < 4) {
-      const bool there = from != nullptr && me.channel + k < me.channels;
-      load_few(from + k * N, there ? static_cast<int>(N) - me.n : 0, h[k]);
-      continue;
-    }
 #pragma unroll
     for (int j = 0; j < Layout::states; j += 4) {
       const bool there = from != nullptr && me.channel + k < me.channels;
       const auto count = there ? static_cast<int>(N) - me.n - j : 0;
-      const float4 x = widen<float>(load_four(from + k * N + j, count, words && count >= 4));
+      const bool whole = Layout::states >= 4 && words && count >= 4;
+      const float4 x = widen<float>(load_four(from + k * N + j, count, whole));
       h[k][j] = x.x;
       h[k][j + 1] = x.y;
-      h[k][j + 2] = x.z;
-      h[k][j + 3] = x.w;
+      if constexpr (Layout::states >= 4) {
+        h[k][j + 2] = x.z;
+        h[k][j + 3] = x.w;
+      }
     }
   }
 }
@@ -218,15 +206,18 @@ __device__ __forceinline__ void store_states(T* to, int64_t N, const WarpPlace<L
   const bool words = N % 4 == 0 && reinterpret_cast<uintptr_t>(to) % (4 * sizeof(T)) == 0;
 #pragma unroll
   for (int k = 0; k < Layout::own; ++k) {
-    if constexpr (Layout::states < 4) {
-      store_few(to + k * N, me.channel + k < me.channels ? static_cast<int>(N) - me.n : 0, h[k]);
-      continue;
-    }
 #pragma unroll
     for (int j = 0; j < Layout::states; j += 4) {
       const int count = me.channel + k < me.channels ? static_cast<int>(N) - me.n - j : 0;
-      store_four(to + k * N + j, float4{h[k][j], h[k][j + 1], h[k][j + 2], h[k][j + 3]}, count,
-                 words && count >= 4);
+      if constexpr (Layout::states < 4) {
+#pragma unroll
+        for (int n = 0; n < Layout::states; ++n) {
+          if (n < count) to[k * N + n] = from_float<T>(h[k][n]);
+        }
+      } else {
+        store_four(to + k * N + j, float4{h[k][j], h[k][j + 1], h[k][j + 2], h[k][j + 3]}, count,
+                   words && count >= 4);
+      }
     }
   }
 }

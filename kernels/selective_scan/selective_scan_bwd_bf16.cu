@@ -40,7 +40,7 @@ __device__ __forceinline__ void load_packed(const bf16* from, int N, bool exists
   if (whole) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const bool there = exists && i * 8 < N;
+      const bool there = exists && i * kWord < N;
       h.half[i] = there ? reinterpret_cast<const uint4*>(from)[i] : uint4{};
     }
   } else {
@@ -224,7 +224,7 @@ __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
 
   constexpr int kEvery = kSteps * kWarps;
   const int length = static_cast<int>(me.end - me.begin);
-  const bool exists = me.channel < me.channels, whole = in.N % 8 == 0;
+  const bool exists = me.channel < me.channels, whole = in.N % kWord == 0;
   const auto* checkpoint = static_cast<const bf16*>(p.checkpoints) + me.state +
                            ((me.end + kEvery - 1) / kEvery - 1) * all_states;
   int reset = 0;

@@ -10,7 +10,8 @@ using bf16 = __nv_bfloat16;
 using Layout = LaneLayout;
 using States = LaneStates;
 constexpr int kSteps = kLaneSteps, kN = kLaneStates, kChannels = kLaneChannels;
-constexpr int kGroup = 8;           // steps: the columns of a product
+constexpr int kGroup = 8;  // steps: the columns of a product
+constexpr int kWord = 16 / sizeof(bf16);
 using Slot = uint4[kChannels * 2];  ///< a step's states as bf16
 using GroupRows = float[kGroup][kChannels];
 

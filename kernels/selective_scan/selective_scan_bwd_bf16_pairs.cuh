@@ -197,7 +197,6 @@ __device__ __forceinline__ void store_rows(Bf16Shared<kWarps>& shared, int first
   constexpr int kHalves = 2 / kWarps;  // of a tile, for each warp
   const int half = warp_of<kWarps>();
   if (words) {
-    constexpr int kWord = 16 / sizeof(bf16);
     const int row = threadIdx.x / 4, col = threadIdx.x % 4;
     uint4 part[3][kHalves];
 #pragma unroll

@@ -110,8 +110,8 @@ struct PairInputs {
         C_at(static_cast<const T*>(in.C_matrix.data) + me.begin * in.C_matrix.stride_t +
              me.b * in.C_matrix.stride_b + me.group * in.C_stride_g) {}
 
-  /// The next tile. `words`: all of it exists and lies in aligned fours, as it does where
-  /// `aligned` and there are four.
+  /// The next tile. `words`: all of it exists and lies in aligned fours; else `aligned` says
+  /// whether those fours do that exist.
   __device__ __forceinline__ void fetch(const SelectiveScanCudaInputs& in, int steps, bool words,
                                         bool aligned) {
 #pragma unroll
