@@ -82,18 +82,18 @@ MambaWeights Mamba1::weights() const {
 CoreOutput Mamba1::forward(const Tensor& input, const State& state, const Tensor& reset) {
   check_input("Mamba1", input, reset, d_model(), in_proj_->weight);
   check_state("Mamba1", state, expected_state(input.size(1)));
-  const auto xz = at::linear(input, in_proj_->weight);
   const auto& conv = state.at("conv");
   const auto& ssm = state.at("ssm");
   Tensor y, new_conv, new_ssm;
-  if (input.size(0) == 1) {
-    std::tie(y, new_conv, new_ssm) = mamba_update(xz[0], conv, ssm, weights(), first_step(reset));
-    y = y.unsqueeze(0);
+  if (input.size(0) == 1 && !at::GradMode::is_enabled()) {
+    const auto xz = at::linear(input[0], in_proj_->weight);
+    std::tie(y, new_conv, new_ssm) = mamba_update(xz, conv, ssm, weights(), first_step(reset));
+    y = at::linear(y, out_proj_->weight).unsqueeze(0);
   } else {
-    std::tie(y, new_conv, new_ssm) = mamba_inner(xz, conv, ssm, weights(), reset);
+    std::tie(y, new_conv, new_ssm) =
+        mamba_block(input, in_proj_->weight, out_proj_->weight, conv, ssm, weights(), reset);
   }
-  return {at::linear(y, out_proj_->weight),
-          State(input.size(1), {{"conv", new_conv}, {"ssm", new_ssm}})};
+  return {y, State(input.size(1), {{"conv", new_conv}, {"ssm", new_ssm}})};
 }
 
 Tensor Mamba1::step(const Tensor& input, State& state, const Tensor& reset) {

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <retain/lib/cores/core.h>
-#include <retain/lib/ops/mamba_inner.h>
+#include <retain/lib/ops/mamba_block.h>
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/linear.h>
 

@@ -5,6 +5,7 @@
 #include <retain/lib/ops/causal_conv1d.h>
 #include <retain/lib/ops/causal_conv1d_tensors.h>
 #include <retain/lib/ops/checks.h>
+#include <retain/lib/ops/gradients.h>
 #include <retain/lib/ops/kernel_arguments.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -170,6 +171,7 @@ class CausalConv1dFunction : public torch::autograd::Function<CausalConv1dFuncti
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  const torch::autograd::variable_list& gradients) {
+    const Unrecorded unrecorded;
     const auto saved = context->get_saved_variables();
     const auto& bias = saved[2];
     const auto& initial_state = saved[3];
@@ -187,6 +189,10 @@ class CausalConv1dFunction : public torch::autograd::Function<CausalConv1dFuncti
 
 Pair causal_conv1d_autograd(const Tensor& x, const Tensor& weight, const Optional& bias, bool silu,
                             const Optional& initial_state, const Optional& reset) {
+  if (!needs_gradient({x, weight, value_or_undefined(bias), value_or_undefined(initial_state)})) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return call(x, weight, bias, silu, initial_state, reset);
+  }
   if (!has_kernels("retain::causal_conv1d_bwd_into", x)) {
     return causal_conv1d_reference(x, weight, bias, silu, initial_state, reset);
   }

@@ -1,5 +1,6 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <retain/kernels/gru/gru.h>
+#include <retain/lib/ops/gradients.h>
 #include <retain/lib/ops/gru.h>
 #include <retain/lib/ops/gru_op.h>
 #include <retain/lib/ops/kernel_arguments.h>
@@ -132,6 +133,7 @@ class GruFunction : public torch::autograd::Function<GruFunction> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const Unrecorded unrecorded;
     static const auto op = find_op<decltype(gru_bwd_cpu)>("retain::gru_bwd");
     const auto saved = context->get_saved_variables();
     const auto [dx, dw_ih, dw_hh, db_ih, db_hh, dinitial_state] =
@@ -155,11 +157,8 @@ std::tuple<Tensor, Tensor> gru_autograd(const Tensor& x, const Tensor& w_ih, con
   if (!has_kernels("retain::gru_bwd", x)) {
     return gru_reference(x, w_ih, w_hh, b_ih, b_hh, initial_state, reset);
   }
-  const bool differentiate = at::GradMode::is_enabled() &&
-                             torch::autograd::any_variable_requires_grad(
-                                 {x, w_ih, w_hh, value_or_undefined(b_ih), value_or_undefined(b_hh),
-                                  value_or_undefined(initial_state)});
-  if (!differentiate) {
+  if (!needs_gradient({x, w_ih, w_hh, value_or_undefined(b_ih), value_or_undefined(b_hh),
+                       value_or_undefined(initial_state)})) {
     at::AutoDispatchBelowADInplaceOrView guard;
     static const auto op = find_op<GruSignature>("retain::gru");
     return op.call(x, w_ih, w_hh, b_ih, b_hh, initial_state, reset);

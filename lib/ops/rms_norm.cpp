@@ -2,6 +2,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <retain/kernels/rms_norm/rms_norm.h>
 #include <retain/lib/ops/checks.h>
+#include <retain/lib/ops/gradients.h>
 #include <retain/lib/ops/kernel_arguments.h>
 #include <retain/lib/ops/rms_norm.h>
 #include <retain/lib/ops/rms_norm_tensors.h>
@@ -112,6 +113,7 @@ class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  const torch::autograd::variable_list& gradients) {
+    const Unrecorded unrecorded;
     const auto saved = context->get_saved_variables();
     const auto [dx, dweight] = call_bwd(gradients[0], gradients[1], saved[0], saved[1],
                                         context->saved_data["eps"].toDouble());
@@ -125,6 +127,10 @@ class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
 
 Pair rms_norm_autograd(const Tensor& x, const Tensor& weight, const Optional& residual,
                        double eps) {
+  if (!needs_gradient({x, weight, value_or_undefined(residual)})) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return call(x, weight, residual, eps);
+  }
   if (!has_kernels("retain::rms_norm_bwd", x)) return rms_norm_reference(x, weight, residual, eps);
   const auto outputs = RmsNormFunction::apply(x, weight, residual, eps);
   return {outputs[0], outputs[1]};

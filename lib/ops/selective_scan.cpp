@@ -6,13 +6,12 @@
 #include <retain/kernels/selective_scan/selective_scan.h>
 #include <retain/kernels/selective_scan/selective_scan_cuda.h>
 #include <retain/lib/ops/checks.h>
+#include <retain/lib/ops/gradients.h>
 #include <retain/lib/ops/kernel_arguments.h>
 #include <retain/lib/ops/selective_scan_tensors.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
-
-#include <algorithm>
 
 namespace retain {
 
@@ -58,12 +57,6 @@ ScanCheckpoints scan_checkpoints(const SelectiveScanTensors& in) {
   const auto type = activation_type(common_dtype({in.u, in.delta, in.z, in.B, in.C}));
   const bool in_bf16 = kernels::scan_checkpoint_type(N, type) == kernels::ActivationType::bf16;
   return {kernels::scan_checkpoint_every(N, type), in_bf16 ? at::kBFloat16 : state_dtype(in.u)};
-}
-
-bool needs_gradient(std::initializer_list<Tensor> tensors) {
-  if (!at::GradMode::is_enabled()) return false;
-  return std::any_of(tensors.begin(), tensors.end(),
-                     [](const Tensor& t) { return t.defined() && t.requires_grad(); });
 }
 
 ScanBwdIntoOutputs selective_scan_bwd_into(const OptionalTensor& dy,
@@ -175,6 +168,7 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  const torch::autograd::variable_list& gradients) {
+    const Unrecorded unrecorded;
     const auto saved = context->get_saved_variables();
     const auto optional = [](const Tensor& tensor) {
       return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;

@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <retain/lib/ops/gradients.h>
 #include <retain/lib/ops/kernel_arguments.h>
 #include <retain/lib/ops/selective_scan.h>
 #include <retain/lib/ops/selective_scan_tensors.h>

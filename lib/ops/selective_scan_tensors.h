@@ -74,9 +74,6 @@ struct ScanCheckpoints {
 };
 ScanCheckpoints scan_checkpoints(const SelectiveScanTensors& in);
 
-/// Whether autograd is on and one of them asks for a gradient.
-bool needs_gradient(std::initializer_list<Tensor> tensors);
-
 /// An empty tensor where the argument is absent.
 struct SelectiveScanGradients {
   Tensor u, delta, A, B, C, D, delta_bias, initial_state;

@@ -19,22 +19,14 @@ struct MambaWeights {
   Tensor D;               ///< [d_inner], or undefined
 };
 
-/// The Mamba-1 block between in_proj and out_proj (Gu & Dao 2023, arXiv:2312.00752, section 3.4,
-/// figure 3), over a sequence:
-///   (x, z) = xz;  x = silu(conv1d(x));  (dt, B, C) = x_proj x;  delta = dt_proj dt
-///   y = selective_scan(x, delta, A, B, C, D, z), with softplus and dt_proj_bias
-/// Shapes: xz [T, B, 2 d_inner]; conv_state [B, d_conv - 1, d_inner]; ssm_state [B, d_inner,
-/// d_state]; reset [T, B] bool. Returns y [T, B, d_inner] of xz's dtype and the two states after
-/// the last step. Differentiable in all but reset. Throws c10::Error naming the argument.
-std::tuple<Tensor, Tensor, Tensor> mamba_inner(const Tensor& xz, const Tensor& conv_state,
-                                               const Tensor& ssm_state, const MambaWeights& weights,
-                                               const std::optional<Tensor>& reset = {});
-
-/// One step of it, the acting step: xz [B, 2 d_inner], reset [B] bool; returns y [B, d_inner] and
-/// the two new states. On CUDA (compute capability 9.0 on) without gradients this is one kernel
-/// where d_conv is 4, d_state 16 and d_inner 32, 64, 128, 192, 256, 384, 512, 768 or 1024, or
-/// d_state 32 and d_inner one of those up to 512; its products are summed in another order than a
-/// sequence's. Elsewhere it is the sequence of one.
+/// One step of the Mamba-1 block between in_proj and out_proj, the acting step (Gu & Dao 2023,
+/// arXiv:2312.00752, section 3.4, figure 3); mamba_inner is its sequence and says the equations.
+/// Shapes: xz [B, 2 d_inner]; conv_state [B, d_conv - 1, d_inner]; ssm_state [B, d_inner, d_state];
+/// reset [B] bool. Returns y [B, d_inner] and the two new states. On CUDA (compute capability 9.0
+/// on) without gradients this is one kernel where d_conv is 4, d_state 16 and d_inner 32, 64, 128,
+/// 192, 256, 384, 512, 768 or 1024, or d_state 32 and d_inner one of those up to 512; its products
+/// are summed in another order than a sequence's. Elsewhere it is the sequence of one. Throws
+/// c10::Error naming the argument.
 std::tuple<Tensor, Tensor, Tensor> mamba_update(const Tensor& xz, const Tensor& conv_state,
                                                 const Tensor& ssm_state,
                                                 const MambaWeights& weights,

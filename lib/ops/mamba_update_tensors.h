@@ -1,7 +1,7 @@
 #pragma once
 
 #include <retain/lib/ops/checks.h>
-#include <retain/lib/ops/mamba_inner.h>
+#include <retain/lib/ops/mamba_update.h>
 
 // Between the dispatcher and the kernels of the acting step.
 namespace retain {
@@ -27,11 +27,21 @@ inline MambaWeights gather_mamba_weights(MAMBA_UPDATE_PARAMETERS) {
 /// One step by the other ops, on any device; differentiable.
 std::tuple<Tensor, Tensor, Tensor> composed_mamba_update(MAMBA_UPDATE_PARAMETERS);
 
-/// Shapes, dtypes and devices of one step's arguments.
+/// Shapes, dtypes and devices of states, weights and reset beside an input of [(T,) B, ...].
+void check_mamba(const char* op, const char* input_name, const Tensor& input,
+                 const Tensor& conv_state, const Tensor& ssm_state, const MambaWeights& weights,
+                 const std::optional<Tensor>& reset);
+
+/// The same and xz, which is [(T,) B, 2 d_inner] as `layout` says.
+void check_mamba_xz(const char* op, const char* layout, const Tensor& xz, const Tensor& conv_state,
+                    const Tensor& ssm_state, const MambaWeights& weights,
+                    const std::optional<Tensor>& reset);
+
+/// A step's.
 void check_mamba_update(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
                         const MambaWeights& weights, const std::optional<Tensor>& reset);
 
-/// The same of the step in place, whose states must not overlap themselves.
+/// A step's in place, whose states must not overlap themselves.
 void check_mamba_update_(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
                          const MambaWeights& weights, const std::optional<Tensor>& reset);
 

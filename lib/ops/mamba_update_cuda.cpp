@@ -2,7 +2,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <retain/kernels/mamba_update/mamba_update_cuda.h>
 #include <retain/lib/ops/cuda_arguments.h>
-#include <retain/lib/ops/mamba_inner_tensors.h>
+#include <retain/lib/ops/mamba_update_tensors.h>
 #include <torch/library.h>
 
 namespace retain {

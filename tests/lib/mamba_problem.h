@@ -1,10 +1,11 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include <retain/lib/ops/mamba_inner.h>
+#include <retain/lib/ops/mamba_block.h>
 
 #include <cmath>
 
+#include "support/cuda.h"
 #include "support/op_checks.h"
 
 namespace retain::testing {
@@ -55,6 +56,9 @@ inline Op sequence(const MambaProblem& p) {
     return {y, conv, ssm};
   };
 }
+
+/// On a GPU, with inputs and outputs on the CPU, or on the CPU.
+inline Op on(at::Device device, const Op& op) { return device.is_cuda() ? on_cuda(op) : op; }
 
 /// The same, a step at a time.
 inline Op updates(const MambaProblem& p, bool in_place = false) {

@@ -1,20 +1,15 @@
-#include "lib/mamba_inner_problem.h"
+#include "lib/mamba_problem.h"
 
 #include <gtest/gtest.h>
 
 #include <limits>
 
-#include "support/cuda.h"
 #include "support/errors.h"
-#include "support/gradcheck.h"
 
 namespace retain {
 namespace {
 
 using namespace testing;
-
-/// On a GPU, with inputs and outputs on the CPU, or on the CPU.
-Op on(at::Device device, const Op& op) { return device.is_cuda() ? on_cuda(op) : op; }
 
 class MambaUpdate : public ::testing::TestWithParam<at::DeviceType> {
  protected:
@@ -109,24 +104,6 @@ TEST_P(MambaUpdate, InPlaceBumpsVersionsAndRefusesGradients) {
   in[4].requires_grad_();
   expect_error([&] { mamba_update_(in[0][0], in[1], in[2], weights_of(p, in)); },
                {"mamba_update_: the states are written in place, without gradients"});
-}
-
-TEST_P(MambaUpdate, ASequencesGradientsAreThoseInFp64) {
-  for (const MambaProblem& p : {MambaProblem{7, 2, 12, 5, 3}, MambaProblem{33, 3, 32, 16, 4},
-                                MambaProblem{130, 1, 64, 16, 4}, MambaProblem{20, 5, 36, 32, 20, 3},
-                                MambaProblem{9, 2, 24, 16, 5, 4, false}}) {
-    SCOPED_TRACE(::testing::Message() << p.T << " " << p.D << " " << p.N);
-    const auto op = on(device(), sequence(p));
-    expect_matches_reference(op, sequence(p), inputs_of(p), at::kFloat, 1e-6, 1e-5);
-    expect_matches_reference(op, sequence(p), inputs_of(p), at::kBFloat16, 2e-2, 4e-2);
-  }
-}
-
-TEST(MambaInner, GradientsAreDifferenceQuotients) {
-  for (const MambaProblem& p :
-       {MambaProblem{5, 2, 4, 3, 2}, MambaProblem{3, 2, 3, 2, 1, 2, false}}) {
-    expect_gradcheck(sequence(p), inputs_of(p));
-  }
 }
 
 TEST_P(MambaUpdate, BadInputIsNamed) {

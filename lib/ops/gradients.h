@@ -1,0 +1,34 @@
+#pragma once
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <optional>
+
+// What autograd has to know of an op.
+namespace retain {
+using at::Tensor;
+
+/// Whether autograd is on and one of them asks for a gradient; undefined ones do not.
+inline bool needs_gradient(std::initializer_list<Tensor> tensors) {
+  if (!at::GradMode::is_enabled()) return false;
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const Tensor& t) { return t.defined() && t.requires_grad(); });
+}
+
+/// While it lives, a node's backward calls ops below autograd, at a fraction of the cost; not where
+/// gradients of its gradients are asked for, of which the ops then say that there are none.
+class Unrecorded {
+ public:
+  Unrecorded() {
+    if (!at::GradMode::is_enabled()) below_autograd_.emplace();
+  }
+
+ private:
+  std::optional<at::AutoDispatchBelowADInplaceOrView> below_autograd_;
+};
+
+}  // namespace retain

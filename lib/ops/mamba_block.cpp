@@ -1,0 +1,210 @@
+#include <retain/lib/ops/mamba_block.h>
+
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <retain/lib/ops/causal_conv1d.h>
+#include <retain/lib/ops/causal_conv1d_tensors.h>
+#include <retain/lib/ops/gradients.h>
+#include <retain/lib/ops/kernel_arguments.h>
+#include <retain/lib/ops/mamba_update_tensors.h>
+#include <retain/lib/ops/selective_scan.h>
+#include <retain/lib/ops/selective_scan_tensors.h>
+#include <retain/lib/ops/thin_linear.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+namespace retain {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using Optional = std::optional<Tensor>;
+using Outputs = std::tuple<Tensor, Tensor, Tensor>;
+
+// The scan keeps decay and step in fp32 whatever the weights' type.
+Tensor at_least_fp32(const Tensor& t) {
+  return !t.defined() || t.scalar_type() == at::kDouble ? t : t.to(at::kFloat);
+}
+Optional at_least_fp32(const Optional& t) {
+  return if_present(at_least_fp32(value_or_undefined(t)));
+}
+
+/// In autocast's type, if it is on.
+Tensor autocasted(const Tensor& t) {
+  const auto device = t.device().type();
+  if (!at::autocast::is_autocast_available(device)) return t;
+  if (!at::autocast::is_autocast_enabled(device)) return t;
+  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), t, device);
+}
+
+/// [T, B, features] as [T B, features].
+Tensor rows_of(const Tensor& x) { return x.reshape({x.size(0) * x.size(1), x.size(2)}); }
+
+/// x [T, B, in] · columns [in, out] → [T, B, out].
+Tensor product(const Tensor& x, const Tensor& columns) {
+  return at::mm(rows_of(x), columns).view({x.size(0), x.size(1), columns.size(1)});
+}
+
+/// (dt, B, C) of x_proj's output; B and C with one group.
+struct Projected {
+  Tensor dt, B, C;
+  Projected(const Tensor& dt_B_C, int64_t dt_rank, int64_t d_state) {
+    const auto parts = dt_B_C.split_with_sizes({dt_rank, d_state, d_state}, -1);
+    dt = parts[0];
+    B = parts[1].unsqueeze(2);
+    C = parts[2].unsqueeze(2);
+  }
+};
+
+/// The block with one node in the graph: gradients are written where they are needed, and those
+/// that meet in one tensor are added up by the products that make them.
+class MambaBlock : public torch::autograd::Function<MambaBlock> {
+ public:
+  static variable_list forward(AutogradContext* context, const Tensor& input,
+                               const Tensor& in_proj_weight, const Tensor& out_proj_weight,
+                               const Tensor& conv_state, const Tensor& ssm_state,
+                               const Tensor& conv_weight, const Optional& conv_bias,
+                               const Tensor& x_proj_weight, const Tensor& dt_proj_weight,
+                               const Optional& dt_proj_bias, const Tensor& A_log, const Optional& D,
+                               const Optional& reset) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    const auto dtype = input.scalar_type();
+    const auto xz = product(input, in_proj_weight.t());
+    const auto x_z = xz.chunk(2, -1);
+    const auto taps = at_least_fp32(conv_weight);
+    const auto taps_bias = at_least_fp32(conv_bias);
+    const auto [x, new_conv_state] =
+        causal_conv1d(x_z[0], taps, taps_bias, /*silu=*/true, conv_state, reset);
+    const auto x_proj = x_proj_weight.to(dtype);
+    const auto dt_columns = columns_of(dt_proj_weight.to(dtype));
+    const auto dt_B_C = product(x, x_proj.t());
+    const Projected projected(dt_B_C, dt_columns.size(0), A_log.size(1));
+    const auto delta = product(projected.dt, dt_columns);  // its bias goes into the scan
+    const auto A = at_least_fp32(A_log).exp().neg_();
+    const auto D_skip = at_least_fp32(D), delta_bias = at_least_fp32(dt_proj_bias);
+    const auto kept = scan_checkpoints({x, delta, A, projected.B, projected.C});
+    const auto [y, new_ssm_state, checkpoints] =
+        selective_scan_fwd(x, delta, A, projected.B, projected.C, D_skip, x_z[1], delta_bias, true,
+                           ssm_state, reset, false, kept.every, kept.dtype);
+    context->set_materialize_grads(false);
+    context->save_for_backward({input, in_proj_weight, out_proj_weight, conv_state, xz, taps,
+                                value_or_undefined(taps_bias), x, x_proj, dt_columns, dt_B_C, delta,
+                                A, value_or_undefined(D_skip), value_or_undefined(delta_bias),
+                                checkpoints, y, value_or_undefined(reset)});
+    context->saved_data["every"] = kept.every;
+    return {product(y, out_proj_weight.t()), new_conv_state, new_ssm_state};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    TORCH_CHECK(!at::GradMode::is_enabled(),
+                "mamba_block: gradients of its gradients are not implemented (create_graph)");
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    const auto saved = context->get_saved_variables();
+    const auto &input = saved[0], &in_proj = saved[1], &out_proj = saved[2], &conv_state = saved[3],
+               &xz = saved[4], &taps = saved[5], &x = saved[7], &x_proj = saved[8],
+               &dt_columns = saved[9], &dt_B_C = saved[10], &delta = saved[11], &A = saved[12],
+               &checkpoints = saved[15], &y = saved[16];
+    const auto taps_bias = if_present(saved[6]), D_skip = if_present(saved[13]),
+               delta_bias = if_present(saved[14]), reset = if_present(saved[17]);
+    Tensor dy, dout_proj;
+    if (gradients[0].defined()) {
+      const auto dout = rows_of(gradients[0]);
+      dy = product(gradients[0], out_proj);
+      dout_proj = at::mm(dout.t(), rows_of(y));
+    }
+    const auto x_z = xz.chunk(2, -1);
+    const Projected projected(dt_B_C, dt_columns.size(0), A.size(1));
+    const auto dxz = at::empty(xz.sizes(), xz.options());
+    const auto dx_dz = dxz.chunk(2, -1);
+    auto [dx, ddelta, dA, dB, dC, dD, ddelta_bias, dssm_state] =
+        selective_scan_bwd_into(if_present(dy), if_present(gradients[2]), x, delta, A, projected.B,
+                                projected.C, D_skip, x_z[1], delta_bias, true, std::nullopt, reset,
+                                false, checkpoints, context->saved_data["every"].toInt(), dx_dz[1]);
+    const auto ddelta_rows = rows_of(ddelta);
+    const auto ddt = at::mm(ddelta_rows, dt_columns.t());
+    const auto ddt_columns = at::mm(rows_of(projected.dt).t(), ddelta_rows);
+    const auto dprojected =
+        at::cat({ddt, dB.flatten(0, 1).squeeze(1), dC.flatten(0, 1).squeeze(1)}, -1);
+    rows_of(dx).addmm_(dprojected, x_proj);
+    const auto dx_proj = at::mm(dprojected.t(), rows_of(x));
+    const auto [dtaps, dtaps_bias, dconv_state] = causal_conv1d_bwd_into(
+        dx, if_present(gradients[1]), x_z[0], taps, taps_bias, true, conv_state, reset, dx_dz[0]);
+    constexpr size_t kInput = 0;  // of the tensors among the arguments
+    const auto dinput = context->needs_input_grad(kInput) ? product(dxz, in_proj) : Tensor();
+    const auto din_proj = at::mm(rows_of(dxz).t(), rows_of(input));
+    return {dinput,
+            din_proj,
+            dout_proj,
+            dconv_state,
+            dssm_state,
+            dtaps,
+            taps_bias ? dtaps_bias : Tensor(),
+            dx_proj,
+            ddt_columns.t(),
+            delta_bias ? ddelta_bias : Tensor(),
+            dA.mul_(A),
+            D_skip ? dD : Tensor(),
+            Tensor()};
+  }
+};
+
+void check_mamba_block(const Tensor& x, const Tensor& in_proj_weight, const Tensor& out_proj_weight,
+                       const Tensor& conv_state, const Tensor& ssm_state,
+                       const MambaWeights& weights, const Optional& reset) {
+  constexpr char kOp[] = "mamba_block";
+  check_rank(kOp, "x", x, "[T, B, d_model]");
+  check_mamba(kOp, "x", x, conv_state, ssm_state, weights, reset);
+  const auto M = x.sym_size(-1), D = weights.A_log.sym_size(0);
+  const auto check = [&](const char* name, const Tensor& weight, const char* layout,
+                         std::initializer_list<c10::SymInt> sizes) {
+    check_shape(kOp, name, weight, layout, sizes);
+    check_like(kOp, name, weight, "x", x);
+    TORCH_CHECK(weight.scalar_type() == x.scalar_type(), kOp, ": ", name,
+                " must have the dtype of x, ", x.scalar_type(), ", got ", weight.scalar_type());
+  };
+  check("in_proj_weight", in_proj_weight, "[2 d_inner, d_model]", {2 * D, M});
+  check("out_proj_weight", out_proj_weight, "[d_model, d_inner]", {M, D});
+}
+
+}  // namespace
+
+Outputs mamba_block(const Tensor& x_in, const Tensor& in_proj_weight, const Tensor& out_proj_weight,
+                    const Tensor& conv_state, const Tensor& ssm_state, const MambaWeights& w,
+                    const Optional& reset) {
+  const auto x = autocasted(x_in), in_proj = autocasted(in_proj_weight),
+             out_proj = autocasted(out_proj_weight);
+  check_mamba_block(x, in_proj, out_proj, conv_state, ssm_state, w, reset);
+  const bool one_node =
+      has_kernels("retain::selective_scan_bwd_into", x) &&
+      needs_gradient({x, in_proj, out_proj, conv_state, ssm_state, w.conv_weight, w.conv_bias,
+                      w.x_proj_weight, w.dt_proj_weight, w.dt_proj_bias, w.A_log, w.D});
+  if (one_node) {
+    const auto outputs =
+        MambaBlock::apply(x, in_proj, out_proj, conv_state, ssm_state, w.conv_weight,
+                          if_present(w.conv_bias), w.x_proj_weight, w.dt_proj_weight,
+                          if_present(w.dt_proj_bias), w.A_log, if_present(w.D), if_present(reset));
+    return {outputs[0], outputs[1], outputs[2]};
+  }
+  const auto [y, new_conv_state, new_ssm_state] =
+      mamba_inner(product(x, in_proj.t()), conv_state, ssm_state, w, reset);
+  return {product(y, out_proj.t()), new_conv_state, new_ssm_state};
+}
+
+Outputs mamba_inner(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
+                    const MambaWeights& w, const Optional& reset) {
+  check_mamba_xz("mamba_inner", "[T, B, 2 d_inner]", xz, conv_state, ssm_state, w, reset);
+  const auto x_z = xz.chunk(2, -1);  // views
+  const auto [x, new_conv_state] =
+      causal_conv1d(x_z[0], w.conv_weight, w.conv_bias, /*silu=*/true, conv_state, reset);
+  const Projected projected(at::linear(x, w.x_proj_weight), w.dt_proj_weight.size(1),
+                            w.A_log.size(1));
+  const auto delta = thin_linear(projected.dt, w.dt_proj_weight);  // its bias goes into the scan
+  const auto A = -at_least_fp32(w.A_log).exp();
+  const auto [y, new_ssm_state] =
+      selective_scan(x, delta, A, projected.B, projected.C, at_least_fp32(w.D), /*z=*/x_z[1],
+                     at_least_fp32(w.dt_proj_bias), /*delta_softplus=*/true, ssm_state, reset);
+  return {y, new_conv_state, new_ssm_state};
+}
+
+}  // namespace retain
