@@ -6,25 +6,31 @@
 
 namespace retain::kernels {
 
-/// sum[i] = Σ_k parts[k, i], one after the other, of two arrays at once.
+/// sum[row, i] = Σ_k parts[k, row, i], one after the other, of two arrays at once. Rows are dense
+/// in parts and `stride` apart in the sums.
 template <typename T>
 __global__ void sum_blocks(const float* first, const float* second, int64_t count, int64_t size,
-                           T* first_sum, T* second_sum) {
+                           unsigned width, int64_t stride, T* first_sum, T* second_sum) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= size) return;
   const float* parts = blockIdx.y == 0 ? first : second;
   float total = 0;
 #pragma unroll 8
   for (int64_t k = 0; k < count; ++k) total += parts[k * size + i];
-  (blockIdx.y == 0 ? first_sum : second_sum)[i] = from_float<T>(total);
+  const int64_t row = i / width;
+  (blockIdx.y == 0 ? first_sum : second_sum)[row * stride + (i - row * width)] =
+      from_float<T>(total);
 }
 
 template <typename T>
-void launch_sum_blocks(const float* first, const float* second, int64_t count, int64_t size,
-                       T* first_sum, T* second_sum, CudaStream stream) {
+void launch_sum_blocks(const float* first, const float* second, int64_t count, int64_t rows,
+                       int64_t width, int64_t stride, T* first_sum, T* second_sum,
+                       CudaStream stream) {
+  const int64_t size = rows * width;
   if (size == 0) return;
   const dim3 grid(static_cast<unsigned>((size + 127) / 128), 2);
-  sum_blocks<T><<<grid, 128, 0, stream>>>(first, second, count, size, first_sum, second_sum);
+  sum_blocks<T><<<grid, 128, 0, stream>>>(first, second, count, size, static_cast<unsigned>(width),
+                                          stride, first_sum, second_sum);
   check_launch("sum of blocks");
 }
 

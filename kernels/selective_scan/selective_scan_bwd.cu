@@ -278,8 +278,8 @@ void selective_scan_cuda_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
   }
   dispatch_activations(in.type, [&](auto element) {
     using T = decltype(element);
-    launch_sum_blocks(p.dB_blocks, p.dC_blocks, selective_scan_cuda_channel_blocks(in),
-                      in.T * in.B * in.G * in.N, static_cast<T*>(p.dB), static_cast<T*>(p.dC),
+    launch_sum_blocks(p.dB_blocks, p.dC_blocks, selective_scan_cuda_channel_blocks(in), in.T * in.B,
+                      in.G * in.N, p.pair_stride, static_cast<T*>(p.dB), static_cast<T*>(p.dC),
                       stream);
   });
   launch_sum_rows(in.segments * in.B,

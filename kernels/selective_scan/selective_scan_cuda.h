@@ -67,8 +67,9 @@ struct SelectiveScanCudaBwd {
   Activations du;                      ///< out: [T, B, D]
   Activations ddelta;                  ///< out: [T, B, D]
   Activations dz;                      ///< out: [T, B, D]; absent where z is
-  void* dB = nullptr;                  ///< out: [T, B, G, N] contiguous activations
-  void* dC = nullptr;                  ///< out: [T, B, G, N] contiguous activations
+  void* dB = nullptr;                  ///< out: [T B, G N] activations
+  void* dC = nullptr;                  ///< out: [T B, G N] activations
+  int64_t pair_stride = 0;             ///< of a row of dB and of dC
   float* dA = nullptr;                 ///< out: [D, N]
   float* dD = nullptr;                 ///< out: [D]
   float* ddelta_bias = nullptr;        ///< out: [D]

@@ -109,27 +109,29 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
                delta_bias = if_present(saved[14]), reset = if_present(saved[17]);
     Tensor dy, dout_proj;
     if (gradients[0].defined()) {
-      const auto dout = rows_of(gradients[0]);
       dy = product(gradients[0], out_proj);
-      dout_proj = at::mm(dout.t(), rows_of(y));
+      dout_proj = at::mm(rows_of(gradients[0]).t(), rows_of(y));
     }
     const auto x_z = xz.chunk(2, -1);
     const Projected projected(dt_B_C, dt_columns.size(0), A.size(1));
     const auto dxz = at::empty(xz.sizes(), xz.options());
     const auto dx_dz = dxz.chunk(2, -1);
-    auto [dx, ddelta, dA, dB, dC, dD, ddelta_bias, dssm_state] =
-        selective_scan_bwd_into(if_present(dy), if_present(gradients[2]), x, delta, A, projected.B,
-                                projected.C, D_skip, x_z[1], delta_bias, true, std::nullopt, reset,
-                                false, checkpoints, context->saved_data["every"].toInt(), dx_dz[1]);
-    const auto ddelta_rows = rows_of(ddelta);
-    const auto ddt = at::mm(ddelta_rows, dt_columns.t());
-    const auto ddt_columns = at::mm(rows_of(projected.dt).t(), ddelta_rows);
-    const auto dprojected =
-        at::cat({ddt, dB.flatten(0, 1).squeeze(1), dC.flatten(0, 1).squeeze(1)}, -1);
-    rows_of(dx).addmm_(dprojected, x_proj);
-    const auto dx_proj = at::mm(dprojected.t(), rows_of(x));
+    const auto ddt_dB_dC = at::empty(dt_B_C.sizes(), dt_B_C.options());
+    const Projected dprojected(ddt_dB_dC, dt_columns.size(0), A.size(1));
+    auto [dx, ddelta, dA, dD, ddelta_bias, dssm_state] = selective_scan_bwd_into(
+        if_present(dy), if_present(gradients[2]), x, delta, A, projected.B, projected.C, D_skip,
+        x_z[1], delta_bias, true, std::nullopt, reset, false, checkpoints,
+        context->saved_data["every"].toInt(), dprojected.B, dprojected.C, dx_dz[1]);
+    dy.reset();  // gives its memory back
+    auto ddt = rows_of(ddt_dB_dC).narrow(1, 0, dt_columns.size(0));
+    at::mm_out(ddt, rows_of(ddelta), dt_columns.t());
+    const auto ddt_columns = at::mm(rows_of(projected.dt).t(), rows_of(ddelta));
+    ddelta.reset();
+    rows_of(dx).addmm_(rows_of(ddt_dB_dC), x_proj);
+    const auto dx_proj = at::mm(rows_of(ddt_dB_dC).t(), rows_of(x));
     const auto [dtaps, dtaps_bias, dconv_state] = causal_conv1d_bwd_into(
         dx, if_present(gradients[1]), x_z[0], taps, taps_bias, true, conv_state, reset, dx_dz[0]);
+    dx.reset();
     constexpr size_t kInput = 0;  // of the tensors among the arguments
     const auto dinput = context->needs_input_grad(kInput) ? product(dxz, in_proj) : Tensor();
     const auto din_proj = at::mm(rows_of(dxz).t(), rows_of(input));

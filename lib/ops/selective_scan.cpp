@@ -62,13 +62,13 @@ ScanCheckpoints scan_checkpoints(const SelectiveScanTensors& in) {
 ScanBwdIntoOutputs selective_scan_bwd_into(const OptionalTensor& dy,
                                            const OptionalTensor& dlast_state,
                                            SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints,
-                                           int64_t checkpoint_every, const OptionalTensor& dz) {
+                                           int64_t checkpoint_every, const Tensor& dB,
+                                           const Tensor& dC, const OptionalTensor& dz) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("retain::selective_scan_bwd_into", "")
-                             .typed<ScanBwdIntoOutputs(const OptionalTensor&, const OptionalTensor&,
-                                                       SELECTIVE_SCAN_PARAMETERS, const Tensor&,
-                                                       int64_t, const OptionalTensor&)>();
-  return op.call(dy, dlast_state, SELECTIVE_SCAN_ARGUMENTS, checkpoints, checkpoint_every, dz);
+                             .typed<decltype(selective_scan_bwd_into)>();
+  return op.call(dy, dlast_state, SELECTIVE_SCAN_ARGUMENTS, checkpoints, checkpoint_every, dB, dC,
+                 dz);
 }
 
 namespace {
@@ -113,8 +113,8 @@ ScanOutputs scan_meta(SELECTIVE_SCAN_PARAMETERS) {
 }
 
 ScanBwdIntoOutputs bwd_into_meta(const OptionalTensor&, const OptionalTensor&,
-                                 SELECTIVE_SCAN_PARAMETERS, const Tensor&, int64_t,
-                                 const OptionalTensor&) {
+                                 SELECTIVE_SCAN_PARAMETERS, const Tensor&, int64_t, const Tensor&,
+                                 const Tensor&, const OptionalTensor&) {
   const auto in = gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS);
   const auto like = [&](const Tensor& tensor) {
     return tensor.defined() ? at::empty_symint(tensor.sym_sizes(), tensor.options())
@@ -122,16 +122,19 @@ ScanBwdIntoOutputs bwd_into_meta(const OptionalTensor&, const OptionalTensor&,
   };
   const auto state = at::empty_symint({u.sym_size(1), u.sym_size(2), A.sym_size(1)},
                                       u.options().dtype(state_dtype(u)));
-  return {like(in.u), like(in.delta), like(in.A),          like(in.B),
-          like(in.C), like(in.D),     like(in.delta_bias), state};
+  return {like(in.u), like(in.delta), like(in.A), like(in.D), like(in.delta_bias), state};
 }
 
-/// With dz of its own.
+/// With dB, dC and dz of its own.
 ScanBwdOutputs bwd(const OptionalTensor& dy, const OptionalTensor& dlast_state,
                    SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints, int64_t checkpoint_every) {
-  const auto dz = z ? OptionalTensor(at::empty_symint(z->sym_sizes(), z->options())) : std::nullopt;
-  auto [du, ddelta, dA, dB, dC, dD, ddelta_bias, dinitial_state] = selective_scan_bwd_into(
-      dy, dlast_state, SELECTIVE_SCAN_ARGUMENTS, checkpoints, checkpoint_every, dz);
+  const auto like = [](const Tensor& tensor) {
+    return at::empty_symint(tensor.sym_sizes(), tensor.options());
+  };
+  const auto dB = like(B), dC = like(C);
+  const auto dz = z ? OptionalTensor(like(*z)) : std::nullopt;
+  auto [du, ddelta, dA, dD, ddelta_bias, dinitial_state] = selective_scan_bwd_into(
+      dy, dlast_state, SELECTIVE_SCAN_ARGUMENTS, checkpoints, checkpoint_every, dB, dC, dz);
   return {du,          ddelta,        dA, dB, dC, dD, dz ? *dz : at::empty({0}, u.options()),
           ddelta_bias, dinitial_state};
 }
@@ -280,8 +283,8 @@ TORCH_LIBRARY_FRAGMENT(retain, m) {
       "selective_scan_bwd_into(Tensor? dy, Tensor? dlast_state, Tensor u, Tensor delta, Tensor A, "
       "Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, "
       "Tensor? initial_state, Tensor? reset, bool exact, Tensor checkpoints, int checkpoint_every, "
-      "Tensor(a!)? dz) -> (Tensor du, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD, "
-      "Tensor ddelta_bias, Tensor dinitial_state)");
+      "Tensor(a!) dB, Tensor(b!) dC, Tensor(c!)? dz) -> (Tensor du, Tensor ddelta, Tensor dA, "
+      "Tensor dD, Tensor ddelta_bias, Tensor dinitial_state)");
   m.def(
       "selective_scan_update(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor state, "
       "Tensor? D=None, Tensor? z=None, Tensor? delta_bias=None, bool delta_softplus=False, "

@@ -96,7 +96,7 @@ Tensor sum_rows(const ScanSizes& size, const Tensor& rows, int64_t inner, at::In
 template <typename T>
 SelectiveScanGradients backward(const Tensor& dy, const Tensor& dlast_state,
                                 const SelectiveScanTensors& tensors, const Tensor& checkpoints,
-                                const Tensor& dz_out) {
+                                const SelectiveScanWritten& written) {
   const Prepared<T> inputs(tensors);
   const auto& size = inputs.in.size;
   const auto options = inputs.u.options(), wide = options.dtype(at::kDouble);
@@ -104,6 +104,7 @@ SelectiveScanGradients backward(const Tensor& dy, const Tensor& dlast_state,
   const auto dlast = dense(dlast_state, inputs.u.scalar_type());
   const auto du = at::empty({size.T, size.B, size.D}, options), ddelta = at::empty_like(du);
   // Where its type or layout is not the kernel's, dz is copied.
+  const auto& dz_out = written.z;
   const bool dz_in_place = dz_out.defined() && dz_out.scalar_type() == du.scalar_type() &&
                            (dz_out.stride(-1) == 1 || size.D == 1);
   const auto dz = dz_in_place || !dz_out.defined() ? dz_out : at::empty_like(du);
@@ -131,6 +132,8 @@ SelectiveScanGradients backward(const Tensor& dy, const Tensor& dlast_state,
   spread<T>(kernels::selective_scan_bwd<T>, params, size.row_tiles * size.G * size.blocks_per_group,
             kernels::selective_scan_bwd_scratch(size, kScanLanes<T>), 1.5);
   if (dz_out.defined() && !dz_in_place) Tensor(dz_out).copy_(dz);
+  Tensor(written.B).copy_(sum_in_order(dB));
+  Tensor(written.C).copy_(sum_in_order(dC));
   const auto none = at::empty({0}, options);
   const auto weight = [&](const Tensor& argument, const Tensor& rows) {
     return argument.defined() ? sum_rows<T>(size, rows, 1, {size.D}) : none;
@@ -138,8 +141,6 @@ SelectiveScanGradients backward(const Tensor& dy, const Tensor& dlast_state,
   return {.u = du,
           .delta = ddelta,
           .A = sum_rows<T>(size, dA, size.N, {size.D, size.N}),
-          .B = sum_in_order(dB),
-          .C = sum_in_order(dC),
           .D = weight(tensors.D, dD),
           .delta_bias = weight(tensors.delta_bias, dbias),
           .initial_state = dinitial_state};
@@ -162,10 +163,11 @@ ScanFwdOutputs fwd(const SelectiveScanTensors& in, int64_t checkpoint_every,
 
 SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
                            const SelectiveScanTensors& in, const Tensor& checkpoints,
-                           int64_t checkpoint_every, const Tensor& dz) {
+                           int64_t checkpoint_every, const SelectiveScanWritten& written) {
   check_checkpoint_every(checkpoint_every);
-  return state_dtype(in.u) == at::kDouble ? backward<double>(dy, dlast_state, in, checkpoints, dz)
-                                          : backward<float>(dy, dlast_state, in, checkpoints, dz);
+  return state_dtype(in.u) == at::kDouble
+             ? backward<double>(dy, dlast_state, in, checkpoints, written)
+             : backward<float>(dy, dlast_state, in, checkpoints, written);
 }
 
 }  // namespace

@@ -118,9 +118,19 @@ ScanFwdOutputs fwd(const SelectiveScanTensors& tensors, int64_t checkpoint_every
   return {y.to(tensors.u.scalar_type()), last_state, checkpoints};
 }
 
+/// Whether a [T, B, G, N] tensor is rows of G N values of that type, one stride apart.
+bool are_rows(const Tensor& x, at::ScalarType dtype) {
+  const auto dense = [](int64_t size, int64_t stride, int64_t expected) {
+    return size <= 1 || stride == expected;
+  };
+  return x.scalar_type() == dtype && dense(x.size(3), x.stride(3), 1) &&
+         dense(x.size(2), x.stride(2), x.size(3)) &&
+         dense(x.size(0), x.stride(0), x.size(1) * x.stride(1));
+}
+
 SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
                            const SelectiveScanTensors& tensors, const Tensor& checkpoints,
-                           int64_t checkpoint_every, const Tensor& dz_out) {
+                           int64_t checkpoint_every, const SelectiveScanWritten& written) {
   const c10::cuda::CUDAGuard guard(tensors.u.device());
   Prepared prepared(tensors);
   auto& in = prepared.in;
@@ -133,11 +143,18 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
   const auto dout = with_dense_rows(dy, prepared.dtype);
   const auto dlast = dense(dlast_state, at::kFloat);
   const auto du = at::empty({in.T, in.B, in.D}, activation), ddelta = at::empty_like(du);
-  // Where its type or layout is not the kernel's, dz is copied.
+  // Where its type or layout is not the kernel's, a gradient is copied.
+  const auto& dz_out = written.z;
   const bool dz_in_place = dz_out.defined() && dz_out.scalar_type() == prepared.dtype &&
                            (dz_out.stride(-1) == 1 || in.D == 1);
   const auto dz = dz_in_place || !dz_out.defined() ? dz_out : at::empty_like(du);
-  const auto dB = at::empty({in.T, in.B, in.G, in.N}, activation), dC = at::empty_like(dB);
+  const bool pairs_in_place = are_rows(written.B, prepared.dtype) &&
+                              are_rows(written.C, prepared.dtype) &&
+                              written.B.stride(1) == written.C.stride(1);
+  const auto pairs_like = [&](const Tensor& out) {
+    return pairs_in_place ? out : at::empty({in.T, in.B, in.G, in.N}, activation);
+  };
+  const auto dB = pairs_like(written.B), dC = pairs_like(written.C);
   const auto dA = at::empty({in.D, in.N}, wide),
              dinitial_state = at::empty({in.B, in.D, in.N}, wide);
   const auto dD = at::empty({tensors.D.defined() ? in.D : 0}, wide);
@@ -158,6 +175,7 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
        .dz = dz.defined() ? mutable_activations(dz) : kernels::Activations{},
        .dB = dB.mutable_data_ptr(),
        .dC = dC.mutable_data_ptr(),
+       .pair_stride = dB.stride(1),
        .dA = mutable_pointer<float>(dA),
        .dD = dD.numel() > 0 ? mutable_pointer<float>(dD) : nullptr,
        .ddelta_bias = ddelta_bias.numel() > 0 ? mutable_pointer<float>(ddelta_bias) : nullptr,
@@ -169,11 +187,13 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
        .ddelta_bias_rows = mutable_pointer<float>(dbias_rows)},
       current_stream());
   if (dz_out.defined() && !dz_in_place) Tensor(dz_out).copy_(dz);
+  if (!pairs_in_place) {
+    Tensor(written.B).copy_(dB);
+    Tensor(written.C).copy_(dC);
+  }
   return {.u = du,
           .delta = ddelta,
           .A = dA,
-          .B = dB,
-          .C = dC,
           .D = dD,
           .delta_bias = ddelta_bias,
           .initial_state = dinitial_state};

@@ -51,9 +51,8 @@ using ScanOutputs = std::tuple<Tensor, Tensor>;
 using ScanFwdOutputs = std::tuple<Tensor, Tensor, Tensor>;
 using ScanBwdOutputs =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-/// The same without dz, which is written where the caller wants it.
-using ScanBwdIntoOutputs =
-    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+/// The same without dB, dC and dz, which are written where the caller wants them.
+using ScanBwdIntoOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 /// The pass without gradients that also gives the state entering every checkpoint_every-th step, 0
 /// for none: what a device's kernels offer, in multiples of their own. These states have the
@@ -61,11 +60,13 @@ using ScanBwdIntoOutputs =
 ScanFwdOutputs selective_scan_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every,
                                   at::ScalarType checkpoint_dtype);
 
-/// The pass back; dz, of z's shape and dtype, is written where z is there.
+/// The pass back: gradients of u, delta, A, D, delta_bias and initial_state. Those of B, C and,
+/// where it is there, z are written, in tensors of their shape and dtype.
 ScanBwdIntoOutputs selective_scan_bwd_into(const OptionalTensor& dy,
                                            const OptionalTensor& dlast_state,
                                            SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints,
-                                           int64_t checkpoint_every, const OptionalTensor& dz);
+                                           int64_t checkpoint_every, const Tensor& dB,
+                                           const Tensor& dC, const OptionalTensor& dz);
 
 /// How often a training pass keeps the state on u's device, and as what.
 struct ScanCheckpoints {
@@ -76,7 +77,12 @@ ScanCheckpoints scan_checkpoints(const SelectiveScanTensors& in);
 
 /// An empty tensor where the argument is absent.
 struct SelectiveScanGradients {
-  Tensor u, delta, A, B, C, D, delta_bias, initial_state;
+  Tensor u, delta, A, D, delta_bias, initial_state;
+};
+
+/// Gradients that are written where the caller wants them; z is undefined where it is absent.
+struct SelectiveScanWritten {
+  Tensor B, C, z;
 };
 
 /// A device's kernels as the dispatcher calls them:
@@ -86,9 +92,9 @@ struct SelectiveScanGradients {
 /// enters every checkpoint_every-th step; an empty tensor if checkpoint_every is 0;
 ///   SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
 ///                              const SelectiveScanTensors& in, const Tensor& checkpoints,
-///                              int64_t checkpoint_every, const Tensor& dz)
-/// takes an undefined dy or dlast_state as zero and writes dz, which is undefined where z is. It
-/// does not read in.initial_state: the checkpoints hold it.
+///                              int64_t checkpoint_every, const SelectiveScanWritten& written)
+/// takes an undefined dy or dlast_state as zero. It does not read in.initial_state: the checkpoints
+/// hold it.
 template <auto& kFwd, auto& kBwd>
 struct SelectiveScanOps {
   static ScanOutputs scan(SELECTIVE_SCAN_PARAMETERS) {
@@ -106,21 +112,16 @@ struct SelectiveScanOps {
   /// Each gradient in the type of its argument.
   static ScanBwdIntoOutputs bwd_into(const OptionalTensor& dy, const OptionalTensor& dlast_state,
                                      SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints,
-                                     int64_t checkpoint_every, const OptionalTensor& dz) {
+                                     int64_t checkpoint_every, const Tensor& dB, const Tensor& dC,
+                                     const OptionalTensor& dz) {
     const auto in = gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS);
     const auto g = kBwd(value_or_undefined(dy), value_or_undefined(dlast_state), in, checkpoints,
-                        checkpoint_every, value_or_undefined(dz));
+                        checkpoint_every, {dB, dC, value_or_undefined(dz)});
     const auto as = [](const Tensor& gradient, const Tensor& argument) {
       return argument.defined() ? gradient.to(argument.scalar_type()) : gradient;
     };
-    return {as(g.u, in.u),
-            as(g.delta, in.delta),
-            as(g.A, in.A),
-            as(g.B, in.B),
-            as(g.C, in.C),
-            as(g.D, in.D),
-            as(g.delta_bias, in.delta_bias),
-            g.initial_state};
+    return {as(g.u, in.u), as(g.delta, in.delta),           as(g.A, in.A),
+            as(g.D, in.D), as(g.delta_bias, in.delta_bias), g.initial_state};
   }
 
   static void add_to(torch::Library& library) {
