@@ -12,6 +12,10 @@
 #include <retain/lib/ops/thin_linear.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
+#include <array>
+#include <vector>
+
 namespace retain {
 namespace {
 
@@ -20,14 +24,46 @@ using torch::autograd::variable_list;
 using Optional = std::optional<Tensor>;
 using Outputs = std::tuple<Tensor, Tensor, Tensor>;
 
+/// The small weights, which the kernels take in fp32: conv_weight, conv_bias, dt_proj_bias, A_log
+/// and D, or their gradients; undefined where absent.
+using SmallWeights = std::array<Tensor, 5>;
+using Types = std::vector<int64_t>;  ///< of theirs, as an IValue holds them; -1 where absent
+
+Types types_of(const SmallWeights& weights) {
+  Types types;
+  for (const auto& weight : weights) {
+    types.push_back(weight.defined() ? static_cast<int64_t>(weight.scalar_type()) : -1);
+  }
+  return types;
+}
+
+/// Each in its type; all that change it by one launch.
+SmallWeights cast(SmallWeights weights, const Types& types) {
+  std::vector<Tensor> from, to;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    auto& weight = weights[i];
+    const auto type = static_cast<at::ScalarType>(types[i]);
+    if (!weight.defined() || weight.scalar_type() == type) continue;
+    from.push_back(weight);
+    weight = at::empty_like(weight, weight.options().dtype(type));
+    to.push_back(weight);
+  }
+  if (!to.empty()) at::_foreach_copy_(to, from);
+  return weights;
+}
+
+SmallWeights widened(const SmallWeights& weights) {
+  Types types;
+  for (const auto& weight : weights) {
+    types.push_back(weight.defined() ? static_cast<int64_t>(state_dtype(weight)) : -1);
+  }
+  return cast(weights, types);
+}
+
 // The scan keeps decay and step in fp32 whatever the weights' type.
 Tensor at_least_fp32(const Tensor& t) {
   return !t.defined() || t.scalar_type() == at::kDouble ? t : t.to(at::kFloat);
 }
-Optional at_least_fp32(const Optional& t) {
-  return if_present(at_least_fp32(value_or_undefined(t)));
-}
-
 /// In autocast's type, if it is on.
 Tensor autocasted(const Tensor& t) {
   const auto device = t.device().type();
@@ -71,27 +107,27 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     const auto dtype = input.scalar_type();
     const auto xz = product(input, in_proj_weight.t());
     const auto x_z = xz.chunk(2, -1);
-    const auto taps = at_least_fp32(conv_weight);
-    const auto taps_bias = at_least_fp32(conv_bias);
+    const SmallWeights small = {conv_weight, value_or_undefined(conv_bias),
+                                value_or_undefined(dt_proj_bias), A_log, value_or_undefined(D)};
+    const auto [taps, taps_bias, delta_bias, log_rates, D_skip] = widened(small);
     const auto [x, new_conv_state] =
-        causal_conv1d(x_z[0], taps, taps_bias, /*silu=*/true, conv_state, reset);
+        causal_conv1d(x_z[0], taps, if_present(taps_bias), /*silu=*/true, conv_state, reset);
     const auto x_proj = x_proj_weight.to(dtype);
     const auto dt_columns = columns_of(dt_proj_weight.to(dtype));
     const auto dt_B_C = product(x, x_proj.t());
     const Projected projected(dt_B_C, dt_columns.size(0), A_log.size(1));
     const auto delta = product(projected.dt, dt_columns);  // its bias goes into the scan
-    const auto A = at_least_fp32(A_log).exp().neg_();
-    const auto D_skip = at_least_fp32(D), delta_bias = at_least_fp32(dt_proj_bias);
+    const auto A = log_rates.exp().neg_();
     const auto kept = scan_checkpoints({x, delta, A, projected.B, projected.C});
-    const auto [y, new_ssm_state, checkpoints] =
-        selective_scan_fwd(x, delta, A, projected.B, projected.C, D_skip, x_z[1], delta_bias, true,
-                           ssm_state, reset, false, kept.every, kept.dtype);
+    const auto [y, new_ssm_state, checkpoints] = selective_scan_fwd(
+        x, delta, A, projected.B, projected.C, if_present(D_skip), x_z[1], if_present(delta_bias),
+        true, ssm_state, reset, false, kept.every, kept.dtype);
     context->set_materialize_grads(false);
     context->save_for_backward({input, in_proj_weight, out_proj_weight, conv_state, xz, taps,
-                                value_or_undefined(taps_bias), x, x_proj, dt_columns, dt_B_C, delta,
-                                A, value_or_undefined(D_skip), value_or_undefined(delta_bias),
-                                checkpoints, y, value_or_undefined(reset)});
+                                taps_bias, x, x_proj, dt_columns, dt_B_C, delta, A, D_skip,
+                                delta_bias, checkpoints, y, value_or_undefined(reset)});
     context->saved_data["every"] = kept.every;
+    context->saved_data["types"] = types_of(small);
     return {product(y, out_proj_weight.t()), new_conv_state, new_ssm_state};
   }
 
@@ -135,19 +171,12 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     constexpr size_t kInput = 0;  // of the tensors among the arguments
     const auto dinput = context->needs_input_grad(kInput) ? product(dxz, in_proj) : Tensor();
     const auto din_proj = at::mm(rows_of(dxz).t(), rows_of(input));
-    return {dinput,
-            din_proj,
-            dout_proj,
-            dconv_state,
-            dssm_state,
-            dtaps,
-            taps_bias ? dtaps_bias : Tensor(),
-            dx_proj,
-            ddt_columns.t(),
-            delta_bias ? ddelta_bias : Tensor(),
-            dA.mul_(A),
-            D_skip ? dD : Tensor(),
-            Tensor()};
+    const auto [dconv_weight, dconv_bias, ddt_bias, dA_log, dD_weight] =
+        cast({dtaps, taps_bias ? dtaps_bias : Tensor(), delta_bias ? ddelta_bias : Tensor(),
+              dA.mul_(A), D_skip ? dD : Tensor()},
+             context->saved_data["types"].toIntVector());
+    return {dinput,  din_proj,        dout_proj, dconv_state, dssm_state, dconv_weight, dconv_bias,
+            dx_proj, ddt_columns.t(), ddt_bias,  dA_log,      dD_weight,  Tensor()};
   }
 };
 
