@@ -11,6 +11,7 @@
 #include <retain/lib/ops/selective_scan_tensors.h>
 #include <retain/lib/ops/thin_linear.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/engine.h>
 
 #include <algorithm>
 #include <array>
@@ -125,7 +126,8 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     context->set_materialize_grads(false);
     context->save_for_backward({input, in_proj_weight, out_proj_weight, conv_state, xz, taps,
                                 taps_bias, x, x_proj, dt_columns, dt_B_C, delta, A, D_skip,
-                                delta_bias, checkpoints, y, value_or_undefined(reset)});
+                                delta_bias, checkpoints, value_or_undefined(reset)});
+    context->saved_data["y"] = y;
     context->saved_data["every"] = kept.every;
     context->saved_data["types"] = types_of(small);
     return {product(y, out_proj_weight.t()), new_conv_state, new_ssm_state};
@@ -140,14 +142,16 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     const auto &input = saved[0], &in_proj = saved[1], &out_proj = saved[2], &conv_state = saved[3],
                &xz = saved[4], &taps = saved[5], &x = saved[7], &x_proj = saved[8],
                &dt_columns = saved[9], &dt_B_C = saved[10], &delta = saved[11], &A = saved[12],
-               &checkpoints = saved[15], &y = saved[16];
+               &checkpoints = saved[15];
     const auto taps_bias = if_present(saved[6]), D_skip = if_present(saved[13]),
-               delta_bias = if_present(saved[14]), reset = if_present(saved[17]);
+               delta_bias = if_present(saved[14]), reset = if_present(saved[16]);
     Tensor dy, dout_proj;
     if (gradients[0].defined()) {
       dy = product(gradients[0], out_proj);
-      dout_proj = at::mm(rows_of(gradients[0]).t(), rows_of(y));
+      dout_proj = at::mm(rows_of(gradients[0]).t(), rows_of(context->saved_data["y"].toTensor()));
     }
+    // Its memory is given back before the scan asks for more: a saved variable's would stay.
+    if (!torch::autograd::get_current_graph_task_keep_graph()) context->saved_data.erase("y");
     const auto x_z = xz.chunk(2, -1);
     const Projected projected(dt_B_C, dt_columns.size(0), A.size(1));
     const auto dxz = at::empty(xz.sizes(), xz.options());

@@ -146,6 +146,22 @@ TEST_P(MambaBlock, AutocastRoundsProductsAndKeepsStatesWide) {
   }
 }
 
+TEST_P(MambaBlock, AKeptGraphGivesTheSameGradientsAgain) {
+  const MambaProblem p{5, 2, 16, 8, 3};
+  Tensors in;
+  for (const auto& x : to(block_inputs_of(p, 6), at::kFloat)) {
+    in.push_back(x.to(device()).requires_grad_());
+  }
+  const auto y = run_block(p, in)[0];
+  const auto again = [&](bool keep) {
+    return torch::autograd::grad({y}, in, {at::ones_like(y)}, /*retain_graph=*/keep);
+  };
+  const auto first = again(true);
+  expect_bit_equal(again(true), first);
+  expect_bit_equal(again(false), first);
+  expect_error([&] { again(false); }, {"backward through the graph a second time"});
+}
+
 TEST(MambaBlock, GradientsOfGradientsAreRefused) {
   const MambaProblem p{3, 2, 8, 4, 2};
   auto in = to(block_inputs_of(p, 6), at::kFloat);
