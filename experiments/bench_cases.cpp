@@ -121,6 +121,26 @@ int64_t core_products(const Maker& m) {
   return m.D * 2 * d_inner + d_inner * (rank + 2 * m.N) + rank * d_inner + d_inner * m.D;
 }
 
+/// A block by LibTorch's own ops.
+Tensor composed_block(const Mamba1& core, const Tensor& x, const State& state,
+                      const Tensor& reset) {
+  const auto weights = core.named_parameters();
+  const auto x_z = at::linear(x, weights["in_proj.weight"]).chunk(2, -1);
+  const auto inner = std::get<0>(
+      causal_conv1d_reference(x_z[0], weights["conv1d.weight"].squeeze(1), weights["conv1d.bias"],
+                              /*silu=*/true, state.at("conv"), reset));
+  const auto rank = weights["dt_proj.weight"].size(1), d_state = weights["A_log"].size(1);
+  const auto dt_B_C = at::linear(inner, weights["x_proj.weight"])
+                          .unsqueeze(2)
+                          .split_with_sizes({rank, d_state, d_state}, -1);
+  const auto delta = at::linear(dt_B_C[0].squeeze(2), weights["dt_proj.weight"]);
+  const auto wide = [&](const char* name) { return weights[name].to(at::kFloat); };
+  const auto y = std::get<0>(selective_scan_reference(
+      inner, delta, -wide("A_log").exp(), dt_B_C[1], dt_B_C[2], wide("D"), x_z[1],
+      wide("dt_proj.bias"), /*delta_softplus=*/true, state.at("ssm"), reset));
+  return at::linear(y, weights["out_proj.weight"]);
+}
+
 /// One Mamba-1 block of d_model = channels; its products in the type's own precision.
 OpCase block_case(const Maker& m) {
   const auto core = std::make_shared<Mamba1>(Mamba1Options{.d_model = m.D, .d_state = m.N});
@@ -133,6 +153,7 @@ OpCase block_case(const Maker& m) {
   made.fused = [=, again = m.shape.recompute] {
     return (again ? recomputed_forward(core, x, state, reset) : core->forward(x, state, reset)).y;
   };
+  made.composed = [=] { return composed_block(*core, x, state, reset); };
   // Products of half types run on other units than multiply-adds do.
   const double products = m.shape.dtype == at::kFloat ? static_cast<double>(core_products(m)) : 0;
   made.fwd_multiply_adds = m.rows * products + 8 * m.states;

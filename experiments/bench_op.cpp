@@ -25,6 +25,7 @@ struct Limits {
 /// One pass of an op; composed is NaN where there is nothing to compare with.
 struct Pass {
   Sample fused = {};
+  double bytes = 0;                    ///< that it must move
   double composed = NAN, share = NAN;  ///< share of the limit that binds
   const char* limit = "-";
 };
@@ -55,6 +56,7 @@ Limits limits_of(at::Device device) {
 void compare(const Limits& limits, double bytes, double exponentials, double multiply_adds,
              Pass& pass) {
   double longest = 0;
+  pass.bytes = bytes;
   const auto consider = [&](const char* name, double work, double rate) {
     if (rate <= 0 || work / rate <= longest) return;
     longest = work / rate;
@@ -192,9 +194,9 @@ std::vector<OpShape> table_of(const std::string& op, bool cpu) {
 }
 
 std::vector<std::string> cells(const Pass& pass) {
-  if (pass.fused.median == 0) return {"-", "-", "-", "-"};
+  if (pass.fused.median == 0) return {"-", "-", "-", "-", "-"};
   const double spread = (pass.fused.high - pass.fused.low) / pass.fused.median;
-  return {fixed(1e3 * pass.fused.median, 4), percent(spread),
+  return {fixed(1e3 * pass.fused.median, 4), percent(spread), fixed(pass.bytes / 1e6, 1),
           percent(pass.share) + " " + pass.limit,
           std::isnan(pass.composed) ? "-" : fixed(pass.composed / pass.fused.median, 1) + "x"};
 }
@@ -215,6 +217,7 @@ std::vector<std::string> row(const Measurement& m) {
 
 Json to_json(const Pass& pass) {
   return {{"seconds", to_json(pass.fused)},
+          {"bytes", pass.bytes},
           {"composed_seconds", pass.composed},
           {"share", pass.share},
           {"limit", pass.limit}};
@@ -237,8 +240,9 @@ int bench_op_command(const std::string& op, const Arguments& arguments) {
   bool table_rows = false, smoke = false, tf32 = false, graph = false;
   Options options("retain bench " + op + " [options]",
                   "Measures one op, forward and backward: milliseconds (median), their spread, the "
-                  "share of the limit that binds (memory, exponentials or multiply-adds) and how "
-                  "many times longer the same takes by LibTorch's own ops; of a step, the acting "
+                  "bytes that it must move, the share of the limit that binds (memory, "
+                  "exponentials or multiply-adds) and how many times longer the same takes by "
+                  "LibTorch's own ops; of a step, the acting "
                   "step of a block in a CUDA graph, by its GRUCell; of state, the "
                   "memory of a block taken out, put back and cleared by mask, by the block's pass "
                   "over the steps. kept: what a block's forward "
@@ -282,9 +286,10 @@ int bench_op_command(const std::string& op, const Arguments& arguments) {
             << short_count(limits.exponentials) << " exponentials/s, "
             << short_count(limits.multiply_adds) << " multiply-adds/s\n"
             << std::flush;
-  std::vector<std::vector<std::string>> rows = {
-      {"dtype", "batch", "steps", "channels", "d_state", "fwd ms", "spread", "of limit", "LibTorch",
-       "bwd ms", "spread", "of limit", "LibTorch", "Mtokens/s", "peak MB", "kept"}};
+  std::vector<std::vector<std::string>> rows = {{"dtype", "batch", "steps", "channels", "d_state",
+                                                 "fwd ms", "spread", "MB", "of limit", "LibTorch",
+                                                 "bwd ms", "spread", "MB", "of limit", "LibTorch",
+                                                 "Mtokens/s", "peak MB", "kept"}};
   Json results = Json::array();
   for (const OpShape& each : shapes) {
     const auto measured = measure(op, each, where, limits, repetitions, longest_composed, graph);

@@ -347,6 +347,13 @@ TEST(Program, BenchMeasuresEveryOp) {
     const double backward = row.at("backward").at("seconds").at("median").get<double>();
     const bool trains = std::set<std::string>{"scan", "conv", "norm", "block"}.contains(op);
     EXPECT_EQ(backward > 0, trains);
+    // Every op is compared with LibTorch's own, and says what bytes it must move.
+    for (const char* pass : {"forward", "backward"}) {
+      const auto& measured = row.at(pass);
+      const bool ran = trains || std::string(pass) == "forward";
+      EXPECT_EQ(measured.at("bytes").get<double>() > 0, ran) << op;
+      EXPECT_EQ(measured.at("composed_seconds").is_number(), ran) << op;
+    }
   }
   EXPECT_EQ(retain_run({"bench", "block", "--smoke", "--recompute"}).code, 0);
   expect_usage_error({"bench", "scan", "--dtype", "fp8"}, "unknown dtype \"fp8\"");
