@@ -81,6 +81,27 @@ Tensor product(const Tensor& x, const Tensor& columns) {
   return at::mm(rows_of(x), columns).view({x.size(0), x.size(1), columns.size(1)});
 }
 
+/// The weights of x_proj and dt_proj in x's type. On a GPU dt_rank is filled up with zeros to whole
+/// words of 16 bytes: rows of B and C then begin on a word, as the scan and the products want it.
+struct ProjectionWeights {
+  Tensor x_proj;      ///< [dt_rank + 2 d_state, d_inner]
+  Tensor dt_columns;  ///< [dt_rank, d_inner]
+
+  ProjectionWeights(const Tensor& x, const Tensor& x_proj_weight, const Tensor& dt_proj_weight)
+      : x_proj(x_proj_weight.to(x.scalar_type())) {
+    auto dt_proj = dt_proj_weight.to(x.scalar_type());
+    const int64_t R = dt_proj.size(1), word = 16 / x.element_size();
+    const int64_t zeros = x.is_cuda() ? (word - R % word) % word : 0;
+    if (zeros > 0) {
+      const int64_t rest = x_proj.size(0) - R;
+      x_proj = at::cat({x_proj.narrow(0, 0, R), at::zeros({zeros, x_proj.size(1)}, x.options()),
+                        x_proj.narrow(0, R, rest)});
+      dt_proj = at::constant_pad_nd(dt_proj, {0, zeros});
+    }
+    dt_columns = columns_of(dt_proj);
+  }
+};
+
 /// (dt, B, C) of x_proj's output; B and C with one group.
 struct Projected {
   Tensor dt, B, C;
@@ -105,7 +126,6 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
                                const Optional& reset) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    const auto dtype = input.scalar_type();
     const auto xz = product(input, in_proj_weight.t());
     const auto x_z = xz.chunk(2, -1);
     const SmallWeights small = {conv_weight, value_or_undefined(conv_bias),
@@ -113,8 +133,7 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     const auto [taps, taps_bias, delta_bias, log_rates, D_skip] = widened(small);
     const auto [x, new_conv_state] =
         causal_conv1d(x_z[0], taps, if_present(taps_bias), /*silu=*/true, conv_state, reset);
-    const auto x_proj = x_proj_weight.to(dtype);
-    const auto dt_columns = columns_of(dt_proj_weight.to(dtype));
+    const auto [x_proj, dt_columns] = ProjectionWeights(x, x_proj_weight, dt_proj_weight);
     const auto dt_B_C = product(x, x_proj.t());
     const Projected projected(dt_B_C, dt_columns.size(0), A_log.size(1));
     const auto delta = product(projected.dt, dt_columns);  // its bias goes into the scan
@@ -129,6 +148,7 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
                                 delta_bias, checkpoints, value_or_undefined(reset)});
     context->saved_data["y"] = y;
     context->saved_data["every"] = kept.every;
+    context->saved_data["dt_rank"] = dt_proj_weight.size(1);
     context->saved_data["types"] = types_of(small);
     return {product(y, out_proj_weight.t()), new_conv_state, new_ssm_state};
   }
@@ -168,19 +188,28 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     const auto ddt_columns = at::mm(rows_of(projected.dt).t(), rows_of(ddelta));
     ddelta.reset();
     rows_of(dx).addmm_(rows_of(ddt_dB_dC), x_proj);
-    const auto dx_proj = at::mm(rows_of(ddt_dB_dC).t(), rows_of(x));
+    auto dx_proj = at::mm(rows_of(ddt_dB_dC).t(), rows_of(x));
     const auto [dtaps, dtaps_bias, dconv_state] = causal_conv1d_bwd_into(
         dx, if_present(gradients[1]), x_z[0], taps, taps_bias, true, conv_state, reset, dx_dz[0]);
     dx.reset();
     constexpr size_t kInput = 0;  // of the tensors among the arguments
     const auto dinput = context->needs_input_grad(kInput) ? product(dxz, in_proj) : Tensor();
     const auto din_proj = at::mm(rows_of(dxz).t(), rows_of(input));
+    // Without the zeros that fill up dt_rank.
+    const int64_t R = context->saved_data["dt_rank"].toInt(), d_state = A.size(1);
+    if (R < dt_columns.size(0)) {
+      dx_proj =
+          at::cat({dx_proj.narrow(0, 0, R), dx_proj.narrow(0, dt_columns.size(0), 2 * d_state)});
+    }
     const auto [dconv_weight, dconv_bias, ddt_bias, dA_log, dD_weight] =
         cast({dtaps, taps_bias ? dtaps_bias : Tensor(), delta_bias ? ddelta_bias : Tensor(),
               dA.mul_(A), D_skip ? dD : Tensor()},
              context->saved_data["types"].toIntVector());
-    return {dinput,  din_proj,        dout_proj, dconv_state, dssm_state, dconv_weight, dconv_bias,
-            dx_proj, ddt_columns.t(), ddt_bias,  dA_log,      dD_weight,  Tensor()};
+    return {dinput,      din_proj,   dout_proj,
+            dconv_state, dssm_state, dconv_weight,
+            dconv_bias,  dx_proj,    ddt_columns.narrow(0, 0, R).t(),
+            ddt_bias,    dA_log,     dD_weight,
+            Tensor()};
   }
 };
 
@@ -232,9 +261,9 @@ Outputs mamba_inner(const Tensor& xz, const Tensor& conv_state, const Tensor& ss
   const auto x_z = xz.chunk(2, -1);  // views
   const auto [x, new_conv_state] =
       causal_conv1d(x_z[0], w.conv_weight, w.conv_bias, /*silu=*/true, conv_state, reset);
-  const Projected projected(at::linear(x, w.x_proj_weight), w.dt_proj_weight.size(1),
-                            w.A_log.size(1));
-  const auto delta = thin_linear(projected.dt, w.dt_proj_weight);  // its bias goes into the scan
+  const auto [x_proj, dt_columns] = ProjectionWeights(x, w.x_proj_weight, w.dt_proj_weight);
+  const Projected projected(product(x, x_proj.t()), dt_columns.size(0), w.A_log.size(1));
+  const auto delta = product(projected.dt, dt_columns);  // its bias goes into the scan
   const auto A = -at_least_fp32(w.A_log).exp();
   const auto [y, new_ssm_state] =
       selective_scan(x, delta, A, projected.B, projected.C, at_least_fp32(w.D), /*z=*/x_z[1],

@@ -71,6 +71,8 @@ TEST_P(MambaBlock, ValuesAndGradientsAreThoseOfItsOpsInFp64) {
     expect_matches_reference(op, composed(p), inputs, at::kDouble, 1e-13, 1e-12);
     expect_matches_reference(op, composed(p), inputs, at::kFloat, 1e-6, 1e-5);
     expect_matches_reference(op, composed(p), inputs, at::kBFloat16, 2e-2, 4e-2);
+    expect_matches_reference(on(device(), sequence(p)), sequence(p), inputs_of(p), at::kFloat, 1e-6,
+                             1e-5);
   }
 }
 
