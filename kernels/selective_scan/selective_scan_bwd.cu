@@ -53,7 +53,7 @@ __device__ __forceinline__ void finish_tile(const WarpPlace<Layout>& me, int fir
   };
   const Rows du_rows = shared.rows[kDu], ddelta_rows = shared.rows[kDdelta],
              dz_rows = shared.rows[kDz];
-  const int count = whole ? 4 : me.channels - me.four;
+  const int count = me.channels - me.four;
   store_four(at(du_rows), du, count, whole);
   store_four(at(ddelta_rows), ddelta, count, whole);
   if (dz_rows.data != nullptr) store_four(at(dz_rows), dz, count, whole);
@@ -105,8 +105,8 @@ __global__ __launch_bounds__(32, 8) void scan_bwd(const __grid_constant__ Select
   const WarpPlace<Layout> me(in, aligned.channels);
   const int N = static_cast<int>(in.N);
   const int every = static_cast<int>(in.checkpoint_every);
-  const bool whole = aligned.channels && me.channels == Layout::channels;
-  const bool words = whole && aligned.near && aligned.pairs && N == Layout::padded_n;
+  const bool whole = aligned.channels && me.four < me.channels;  // this thread's four
+  const bool words = aligned.channels && aligned.near && aligned.pairs;
   const int64_t all_states = in.B * in.D * in.N;
   const int64_t pair_stride_t = in.B * in.G * in.N;
   const int64_t pairs_at =
@@ -133,7 +133,7 @@ __global__ __launch_bounds__(32, 8) void scan_bwd(const __grid_constant__ Select
     const int steps = min(length - k * kSteps, kSteps);
     reset = load_reset(shared.rows, k * kSteps, steps);
     if (words) {
-      copy_tile(shared.rows, raw, me, k * kSteps, steps, gradients);
+      copy_tile(shared.rows, raw, me, N, k * kSteps, steps, gradients);
     } else {
       load_tile(shared.rows, raw, me.channels, N, k * kSteps, steps);
     }

@@ -105,14 +105,15 @@ __device__ __forceinline__ void copy_four(T* to, const char* from, bool there) {
 }
 
 /// Starts to bring the tile that begins at step `first` of the rows into shared memory: u, delta
-/// and B, and what gradients need. All words exist and lie on their boundaries.
+/// and B, and what gradients need. Channels and indices exist in whole words of four, which lie on
+/// their boundaries; those that do not become zeros.
 template <class Layout, typename T>
 __device__ __forceinline__ void copy_tile(const Rows* all, RawTile<Layout, T>& raw,
-                                          const WarpPlace<Layout>& me, int first, int steps,
-                                          bool gradients) {
+                                          const WarpPlace<Layout>& me, int N, int first,
+                                          int steps, bool gradients) {
   constexpr int kSize = sizeof(T);
   // All addresses first: a copy would hold back the reads of the next rows.
-  const bool there = me.four_step < steps;
+  const bool there = me.four_step < steps && me.four < me.channels;
   const char* from[kFours];
   bool exists[kFours];
 #pragma unroll
@@ -134,7 +135,7 @@ __device__ __forceinline__ void copy_tile(const Rows* all, RawTile<Layout, T>& r
     const bool is_B = kHalf % 32 == 0 ? k * 32 < kHalf : i < kHalf;
     if (i < (gradients ? 2 : 1) * kHalf) {
       copy_four(&raw.pair[0][0][0] + i * 4, (is_B ? B : C).near(first + step, n * kSize),
-                step < steps);
+                step < steps && n < N);
     }
   }
   asm volatile("cp.async.commit_group;" ::: "memory");
