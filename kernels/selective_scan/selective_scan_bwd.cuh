@@ -38,7 +38,9 @@ struct PairSums {
 #pragma unroll
       for (int width = Layout::across / 2; width > 0; width /= 2) {
 #pragma unroll
-        for (int a = 0; a < width; ++a) x[a] = {x[a].x + x[a + width].x, x[a].y + x[a + width].y};
+        for (int a = 0; a < Layout::across / 2; ++a) {  // as often each time: all is unrolled
+          if (a < width) x[a] = {x[a].x + x[a + width].x, x[a].y + x[a + width].y};
+        }
       }
       const float2 sum = x[0];
       float* at = to + step * stride_t + n;
