@@ -84,21 +84,18 @@ Tensor product(const Tensor& x, const Tensor& columns) {
 /// The weights of x_proj and dt_proj in x's type. On a GPU dt_rank is filled up with zeros to whole
 /// words of 16 bytes: rows of B and C then begin on a word, as the scan and the products want it.
 struct ProjectionWeights {
-  Tensor x_proj;      ///< [dt_rank + 2 d_state, d_inner]
-  Tensor dt_columns;  ///< [dt_rank, d_inner]
+  Tensor x_proj;   ///< [dt_rank + 2 d_state, d_inner]
+  Tensor dt_proj;  ///< [d_inner, dt_rank]
 
   ProjectionWeights(const Tensor& x, const Tensor& x_proj_weight, const Tensor& dt_proj_weight)
-      : x_proj(x_proj_weight.to(x.scalar_type())) {
-    auto dt_proj = dt_proj_weight.to(x.scalar_type());
+      : x_proj(x_proj_weight.to(x.scalar_type())), dt_proj(dt_proj_weight.to(x.scalar_type())) {
     const int64_t R = dt_proj.size(1), word = 16 / x.element_size();
     const int64_t zeros = x.is_cuda() ? (word - R % word) % word : 0;
     if (zeros > 0) {
-      const int64_t rest = x_proj.size(0) - R;
       x_proj = at::cat({x_proj.narrow(0, 0, R), at::zeros({zeros, x_proj.size(1)}, x.options()),
-                        x_proj.narrow(0, R, rest)});
+                        x_proj.narrow(0, R, x_proj.size(0) - R)});
       dt_proj = at::constant_pad_nd(dt_proj, {0, zeros});
     }
-    dt_columns = columns_of(dt_proj);
   }
 };
 
@@ -133,7 +130,8 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     const auto [taps, taps_bias, delta_bias, log_rates, D_skip] = widened(small);
     const auto [x, new_conv_state] =
         causal_conv1d(x_z[0], taps, if_present(taps_bias), /*silu=*/true, conv_state, reset);
-    const auto [x_proj, dt_columns] = ProjectionWeights(x, x_proj_weight, dt_proj_weight);
+    const auto [x_proj, dt_proj] = ProjectionWeights(x, x_proj_weight, dt_proj_weight);
+    const auto dt_columns = columns_of(dt_proj);
     const auto dt_B_C = product(x, x_proj.t());
     const Projected projected(dt_B_C, dt_columns.size(0), A_log.size(1));
     const auto delta = product(projected.dt, dt_columns);  // its bias goes into the scan
@@ -251,8 +249,8 @@ Outputs mamba_block(const Tensor& x_in, const Tensor& in_proj_weight, const Tens
     return {outputs[0], outputs[1], outputs[2]};
   }
   const auto [y, new_conv_state, new_ssm_state] =
-      mamba_inner(product(x, in_proj.t()), conv_state, ssm_state, w, reset);
-  return {product(y, out_proj.t()), new_conv_state, new_ssm_state};
+      mamba_inner(at::linear(x, in_proj), conv_state, ssm_state, w, reset);
+  return {at::linear(y, out_proj), new_conv_state, new_ssm_state};
 }
 
 Outputs mamba_inner(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
@@ -261,9 +259,9 @@ Outputs mamba_inner(const Tensor& xz, const Tensor& conv_state, const Tensor& ss
   const auto x_z = xz.chunk(2, -1);  // views
   const auto [x, new_conv_state] =
       causal_conv1d(x_z[0], w.conv_weight, w.conv_bias, /*silu=*/true, conv_state, reset);
-  const auto [x_proj, dt_columns] = ProjectionWeights(x, w.x_proj_weight, w.dt_proj_weight);
-  const Projected projected(product(x, x_proj.t()), dt_columns.size(0), w.A_log.size(1));
-  const auto delta = product(projected.dt, dt_columns);  // its bias goes into the scan
+  const auto [x_proj, dt_proj] = ProjectionWeights(x, w.x_proj_weight, w.dt_proj_weight);
+  const Projected projected(at::linear(x, x_proj), dt_proj.size(1), w.A_log.size(1));
+  const auto delta = thin_linear(projected.dt, dt_proj);  // its bias goes into the scan
   const auto A = -at_least_fp32(w.A_log).exp();
   const auto [y, new_ssm_state] =
       selective_scan(x, delta, A, projected.B, projected.C, at_least_fp32(w.D), /*z=*/x_z[1],

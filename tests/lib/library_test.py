@@ -34,7 +34,7 @@ def scan_arguments(T=19, B=3, D=6, N=4, G=2):
     return dict(arguments, reset=reset)
 
 
-def update_arguments(B=3, D=8, N=4, R=4, K=4):
+def update_arguments(B=3, D=8, N=4, R=3, K=4):
     return dict(
         xz=randn(B, 2 * D, seed=1), conv_state=randn(B, K - 1, D, seed=2), ssm_state=randn(B, D, N, seed=3),
         conv_weight=randn(D, K, seed=4), conv_bias=randn(D, seed=5), x_proj_weight=randn(R + 2 * N, D, seed=6),
