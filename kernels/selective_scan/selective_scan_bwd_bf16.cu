@@ -1,4 +1,4 @@
-// Backward pass of the selective scan for bf16 and d_state 9 to 32, whose forward pass left bf16
+// Backward pass of the selective scan for bf16 and d_state 8 to 32, whose forward pass left bf16
 // states; the equations are in selective_scan_bwd.cu.
 //
 // A warp owns 32 channels, a lane one of them with 16 states, so that a step's recurrences need no

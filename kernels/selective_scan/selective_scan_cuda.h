@@ -84,7 +84,7 @@ struct SelectiveScanCudaBwd {
 /// As what a training forward pass keeps the state. The backward pass over bf16 states multiplies
 /// them on the tensor cores.
 inline ActivationType scan_checkpoint_type(int64_t N, ActivationType type) {
-  return type == ActivationType::bf16 && N > 8 && N <= 32 ? type : ActivationType::fp32;
+  return type == ActivationType::bf16 && N >= 8 && N <= 32 ? type : ActivationType::fp32;
 }
 
 /// How often: such that what it keeps is no larger than u, for d_state up to 64.

@@ -7,7 +7,7 @@
 
 namespace retain::kernels {
 
-/// 16 states a lane: all of a channel's with d_state 9 to 16, half of them up to 32.
+/// 16 states a lane: all of a channel's with d_state up to 16, half of them up to 32.
 using LaneLayout = WarpLayout<1, 16, 1>;
 constexpr int kLaneSteps = 16, kLaneStates = LaneLayout::states, kLaneChannels = 32;
 using LaneStates = float[kLaneStates];

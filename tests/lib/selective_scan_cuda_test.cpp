@@ -32,7 +32,8 @@ TEST(SelectiveScanCuda, AgreesWithReferenceOverShapes) {
        {ScanProblem{37, 2, 12, 32}, ScanProblem{200, 1, 9, 100}, ScanProblem{2047, 2, 8, 16},
         ScanProblem{2049, 1, 36, 16}, ScanProblem{700, 3, 8, 2}, ScanProblem{100, 2, 96, 16, 2},
         ScanProblem{1000, 2, 64, 16}, ScanProblem{50, 3, 40, 9}, ScanProblem{300, 2, 64, 32, 2},
-        ScanProblem{77, 3, 40, 20}, ScanProblem{50, 3, 40, 24}}) {
+        ScanProblem{77, 3, 40, 20}, ScanProblem{50, 3, 40, 24}, ScanProblem{300, 3, 72, 8},
+        ScanProblem{90, 3, 48, 12}}) {
     shapes.push_back(more);
   }
   for (const auto& p : shapes) {
@@ -253,8 +254,8 @@ TEST(SelectiveScanCuda, NaNBeforeAResetReachesNothingAfterItInBf16) {
   RETAIN_NEEDS_CUDA();
   for (const auto& p :
        {ScanProblem{35, 3, 40, 16}, ScanProblem{600, 3, 40, 16}, ScanProblem{35, 3, 40, 32},
-        ScanProblem{600, 3, 64, 32}, ScanProblem{35, 3, 40, 16, 1, {.z = false}},
-        ScanProblem{600, 3, 40, 16, 1, {.z = false}},
+        ScanProblem{600, 3, 64, 32}, ScanProblem{35, 3, 40, 8},
+        ScanProblem{35, 3, 40, 16, 1, {.z = false}}, ScanProblem{600, 3, 40, 16, 1, {.z = false}},
         ScanProblem{600, 3, 40, 32, 1, {.z = false}}}) {
     for (const double poison : {std::nan(""), std::numeric_limits<double>::infinity()}) {
       const auto clean = to(inputs_of(p), at::kBFloat16);
@@ -273,7 +274,7 @@ TEST(SelectiveScanCuda, NaNBeforeAResetReachesNothingAfterItInBf16) {
 /// A value that is not finite stays in the steps, channels and indices that it meets.
 TEST(SelectiveScanCuda, NaNReachesOnlyWhatItMeetsInBf16) {
   RETAIN_NEEDS_CUDA();
-  for (const int64_t N : {16, 32}) {
+  for (const int64_t N : {8, 16, 32}) {
     const ScanProblem p{40, 2, 64, N, 1, {.reset = false}};
     auto in = to(inputs_of(p), at::kBFloat16);
     in[kU][20][0][5] = std::nan("");
@@ -400,6 +401,7 @@ TEST(SelectiveScanCuda, RowAloneEqualsRowInBatch) {
   expect_row_alone_is_row_in_batch({37, 21, 70, 5}, at::kFloat);
   expect_row_alone_is_row_in_batch({37, 21, 72, 16}, at::kFloat);
   expect_row_alone_is_row_in_batch({37, 21, 72, 16}, at::kBFloat16);
+  expect_row_alone_is_row_in_batch({37, 21, 72, 8}, at::kBFloat16);
   expect_row_alone_is_row_in_batch({37, 21, 64, 32}, at::kBFloat16);
 }
 
