@@ -343,6 +343,25 @@ TEST(SelectiveScanCuda, ReadsStridedAndExpandedViews) {
   expect_bit_equal(arguments.run(), dense.run());
 }
 
+/// B and C as x_proj gives them, side by side behind two columns of dt.
+TEST(SelectiveScanCuda, ReadsBAndCBehindADtRankOfTwo) {
+  RETAIN_NEEDS_CUDA();
+  const ScanProblem p{50, 3, 64, 16};
+  const Op behind_dt = [&](const Tensors& inputs) {
+    auto moved = cuda(inputs);
+    const auto all = at::cat({moved[kB].narrow(-1, 0, 2), moved[kB], moved[kC]}, -1);
+    moved[kB] = all.narrow(-1, 2, p.N);
+    moved[kC] = all.narrow(-1, 2 + p.N, p.N);
+    return cpu(ScanArguments(p.options, moved, cuda(reset_of(p))).run());
+  };
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    const auto in = to(inputs_of(p), dtype);
+    const auto got = differentiate(behind_dt, in), expected = differentiate(gpu(p), in);
+    expect_bit_equal(got.outputs, expected.outputs);
+    expect_bit_equal(got.gradients, expected.gradients);
+  }
+}
+
 TEST(SelectiveScanCuda, ReadsRowsThatLieOffTheBoundaryOfFour) {
   RETAIN_NEEDS_CUDA();
   const ScanProblem p{20, 3, 16, 4};
