@@ -13,7 +13,6 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/engine.h>
 
-#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -30,10 +29,13 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor>;
 using SmallWeights = std::array<Tensor, 5>;
 using Types = std::vector<int64_t>;  ///< of theirs, as an IValue holds them; -1 where absent
 
-Types types_of(const SmallWeights& weights) {
+/// Their own types, or those in which the kernels take them.
+Types types_of(const SmallWeights& weights, bool wide) {
   Types types;
   for (const auto& weight : weights) {
-    types.push_back(weight.defined() ? static_cast<int64_t>(weight.scalar_type()) : -1);
+    types.push_back(!weight.defined() ? -1
+                    : wide            ? static_cast<int64_t>(state_dtype(weight))
+                                      : static_cast<int64_t>(weight.scalar_type()));
   }
   return types;
 }
@@ -53,18 +55,11 @@ SmallWeights cast(SmallWeights weights, const Types& types) {
   return weights;
 }
 
-SmallWeights widened(const SmallWeights& weights) {
-  Types types;
-  for (const auto& weight : weights) {
-    types.push_back(weight.defined() ? static_cast<int64_t>(state_dtype(weight)) : -1);
-  }
-  return cast(weights, types);
-}
-
 // The scan keeps decay and step in fp32 whatever the weights' type.
 Tensor at_least_fp32(const Tensor& t) {
   return !t.defined() || t.scalar_type() == at::kDouble ? t : t.to(at::kFloat);
 }
+
 /// In autocast's type, if it is on.
 Tensor autocasted(const Tensor& t) {
   const auto device = t.device().type();
@@ -127,7 +122,8 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     const auto x_z = xz.chunk(2, -1);
     const SmallWeights small = {conv_weight, value_or_undefined(conv_bias),
                                 value_or_undefined(dt_proj_bias), A_log, value_or_undefined(D)};
-    const auto [taps, taps_bias, delta_bias, log_rates, D_skip] = widened(small);
+    const auto [taps, taps_bias, delta_bias, log_rates, D_skip] =
+        cast(small, types_of(small, /*wide=*/true));
     const auto [x, new_conv_state] =
         causal_conv1d(x_z[0], taps, if_present(taps_bias), /*silu=*/true, conv_state, reset);
     const auto [x_proj, dt_proj] = ProjectionWeights(x, x_proj_weight, dt_proj_weight);
@@ -147,7 +143,7 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     context->saved_data["y"] = y;
     context->saved_data["every"] = kept.every;
     context->saved_data["dt_rank"] = dt_proj_weight.size(1);
-    context->saved_data["types"] = types_of(small);
+    context->saved_data["types"] = types_of(small, /*wide=*/false);
     return {product(y, out_proj_weight.t()), new_conv_state, new_ssm_state};
   }
 
