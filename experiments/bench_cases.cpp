@@ -124,21 +124,16 @@ int64_t core_products(const Maker& m) {
 /// A block by LibTorch's own ops.
 Tensor composed_block(const Mamba1& core, const Tensor& x, const State& state,
                       const Tensor& reset) {
-  const auto weights = core.named_parameters();
-  const auto x_z = at::linear(x, weights["in_proj.weight"]).chunk(2, -1);
-  const auto inner = std::get<0>(
-      causal_conv1d_reference(x_z[0], weights["conv1d.weight"].squeeze(1), weights["conv1d.bias"],
-                              /*silu=*/true, state.at("conv"), reset));
-  const auto rank = weights["dt_proj.weight"].size(1), d_state = weights["A_log"].size(1);
-  const auto dt_B_C = at::linear(inner, weights["x_proj.weight"])
-                          .unsqueeze(2)
-                          .split_with_sizes({rank, d_state, d_state}, -1);
-  const auto delta = at::linear(dt_B_C[0].squeeze(2), weights["dt_proj.weight"]);
-  const auto wide = [&](const char* name) { return weights[name].to(at::kFloat); };
-  const auto y = std::get<0>(selective_scan_reference(
-      inner, delta, -wide("A_log").exp(), dt_B_C[1], dt_B_C[2], wide("D"), x_z[1],
-      wide("dt_proj.bias"), /*delta_softplus=*/true, state.at("ssm"), reset));
-  return at::linear(y, weights["out_proj.weight"]);
+  const auto all = core.named_parameters();
+  const MambaWeights weights = {.conv_weight = all["conv1d.weight"].squeeze(1),
+                                .conv_bias = all["conv1d.bias"],
+                                .x_proj_weight = all["x_proj.weight"],
+                                .dt_proj_weight = all["dt_proj.weight"],
+                                .dt_proj_bias = all["dt_proj.bias"],
+                                .A_log = all["A_log"],
+                                .D = all["D"]};
+  return std::get<0>(mamba_block_reference(x, all["in_proj.weight"], all["out_proj.weight"],
+                                           state.at("conv"), state.at("ssm"), weights, reset));
 }
 
 /// One Mamba-1 block of d_model = channels; its products in the type's own precision.

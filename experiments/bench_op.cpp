@@ -242,11 +242,10 @@ int bench_op_command(const std::string& op, const Arguments& arguments) {
                   "Measures one op, forward and backward: milliseconds (median), their spread, the "
                   "bytes that it must move, the share of the limit that binds (memory, "
                   "exponentials or multiply-adds) and how many times longer the same takes by "
-                  "LibTorch's own ops; of a step, the acting "
-                  "step of a block in a CUDA graph, by its GRUCell; of state, the "
-                  "memory of a block taken out, put back and cleared by mask, by the block's pass "
-                  "over the steps. kept: what a block's forward "
-                  "keeps for its backward, as a share of all that its ops read and write.");
+                  "LibTorch's own ops; of a step, the acting step of a block in a CUDA graph, by "
+                  "its GRUCell; of state, the memory of a block taken out, put back and cleared by "
+                  "mask, by the block's pass over the steps. kept: what a block's forward keeps "
+                  "for its backward, as a share of all that its ops read and write.");
   options.add("batch", shape.batch, {.min = 1}, "Rows.");
   options.add("steps", shape.steps, {.min = 1}, "Time steps; an update and a step have one.");
   options.add("channels", shape.channels, {.min = 1}, "d_inner; of a block and its step d_model.");

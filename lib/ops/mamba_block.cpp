@@ -207,6 +207,24 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
   }
 };
 
+/// What lies between the projections by such a convolution and such a scan.
+template <typename Conv, typename Scan>
+Outputs compose_inner(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
+                      const MambaWeights& w, const Optional& reset, const Conv& conv,
+                      const Scan& scan) {
+  const auto x_z = xz.chunk(2, -1);  // views
+  const auto [x, new_conv_state] =
+      conv(x_z[0], w.conv_weight, w.conv_bias, /*silu=*/true, conv_state, reset);
+  const auto [x_proj, dt_proj] = ProjectionWeights(x, w.x_proj_weight, w.dt_proj_weight);
+  const Projected projected(at::linear(x, x_proj), dt_proj.size(1), w.A_log.size(1));
+  const auto delta = thin_linear(projected.dt, dt_proj);  // its bias goes into the scan
+  const auto A = -at_least_fp32(w.A_log).exp();
+  const auto [y, new_ssm_state] =
+      scan(x, delta, A, projected.B, projected.C, at_least_fp32(w.D), /*z=*/x_z[1],
+           at_least_fp32(w.dt_proj_bias), /*delta_softplus=*/true, ssm_state, reset);
+  return {y, new_conv_state, new_ssm_state};
+}
+
 void check_mamba_block(const Tensor& x, const Tensor& in_proj_weight, const Tensor& out_proj_weight,
                        const Tensor& conv_state, const Tensor& ssm_state,
                        const MambaWeights& weights, const Optional& reset) {
@@ -249,20 +267,22 @@ Outputs mamba_block(const Tensor& x_in, const Tensor& in_proj_weight, const Tens
   return {at::linear(y, out_proj), new_conv_state, new_ssm_state};
 }
 
+Outputs mamba_block_reference(const Tensor& x, const Tensor& in_proj_weight,
+                              const Tensor& out_proj_weight, const Tensor& conv_state,
+                              const Tensor& ssm_state, const MambaWeights& weights,
+                              const Optional& reset) {
+  check_mamba_block(x, in_proj_weight, out_proj_weight, conv_state, ssm_state, weights, reset);
+  const auto [y, new_conv_state, new_ssm_state] =
+      compose_inner(at::linear(x, in_proj_weight), conv_state, ssm_state, weights, reset,
+                    causal_conv1d_reference, selective_scan_reference);
+  return {at::linear(y, out_proj_weight), new_conv_state, new_ssm_state};
+}
+
 Outputs mamba_inner(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
                     const MambaWeights& w, const Optional& reset) {
   check_mamba_xz("mamba_inner", "[T, B, 2 d_inner]", xz, conv_state, ssm_state, w, reset);
-  const auto x_z = xz.chunk(2, -1);  // views
-  const auto [x, new_conv_state] =
-      causal_conv1d(x_z[0], w.conv_weight, w.conv_bias, /*silu=*/true, conv_state, reset);
-  const auto [x_proj, dt_proj] = ProjectionWeights(x, w.x_proj_weight, w.dt_proj_weight);
-  const Projected projected(at::linear(x, x_proj), dt_proj.size(1), w.A_log.size(1));
-  const auto delta = thin_linear(projected.dt, dt_proj);  // its bias goes into the scan
-  const auto A = -at_least_fp32(w.A_log).exp();
-  const auto [y, new_ssm_state] =
-      selective_scan(x, delta, A, projected.B, projected.C, at_least_fp32(w.D), /*z=*/x_z[1],
-                     at_least_fp32(w.dt_proj_bias), /*delta_softplus=*/true, ssm_state, reset);
-  return {y, new_conv_state, new_ssm_state};
+  return compose_inner(xz, conv_state, ssm_state, w, reset, causal_conv1d,
+                       [](const auto&... arguments) { return selective_scan(arguments...); });
 }
 
 }  // namespace retain

@@ -9,12 +9,20 @@ namespace retain {
 /// Shapes: x [T, B, d_model]; in_proj_weight [2 d_inner, d_model]; out_proj_weight [d_model,
 /// d_inner]; the rest as mamba_inner's. Returns y [T, B, d_model] and the two states after the last
 /// step. With gradients it is one node of the graph, whose gradients have none (create_graph
-/// throws). Autocast rounds x and the weights of all products to its type; states stay fp32.
+/// throws). Autocast rounds x and the weights of all products to its type; states stay fp32. Throws
+/// c10::Error naming the argument.
 std::tuple<Tensor, Tensor, Tensor> mamba_block(const Tensor& x, const Tensor& in_proj_weight,
                                                const Tensor& out_proj_weight,
                                                const Tensor& conv_state, const Tensor& ssm_state,
                                                const MambaWeights& weights,
                                                const std::optional<Tensor>& reset = {});
+
+/// The same by the references of its ops, plain tensor operations that autograd differentiates; no
+/// autocast.
+std::tuple<Tensor, Tensor, Tensor> mamba_block_reference(
+    const Tensor& x, const Tensor& in_proj_weight, const Tensor& out_proj_weight,
+    const Tensor& conv_state, const Tensor& ssm_state, const MambaWeights& weights,
+    const std::optional<Tensor>& reset = {});
 
 /// What lies between the two:
 ///   (x, z) = xz;  x = silu(conv1d(x));  (dt, B, C) = x_proj x;  delta = dt_proj dt

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "lib/mamba_problem.h"
+#include "support/cuda.h"
 #include "support/errors.h"
 #include "support/gradcheck.h"
 
@@ -12,18 +13,8 @@ namespace {
 
 using namespace testing;
 
-class MambaBlock : public ::testing::TestWithParam<at::DeviceType> {
- protected:
-  void SetUp() override {
-    if (GetParam() == at::kCUDA) RETAIN_NEEDS_CUDA();
-  }
-  at::Device device() const { return GetParam(); }
-};
-
-INSTANTIATE_TEST_SUITE_P(On, MambaBlock, ::testing::Values(at::kCPU, at::kCUDA),
-                         [](const auto& test) {
-                           return std::string(test.param == at::kCUDA ? "Cuda" : "Cpu");
-                         });
+class MambaBlock : public OnCpuAndCuda {};
+INSTANTIATE_TEST_SUITE_P(On, MambaBlock, kCpuAndCuda, device_name);
 
 /// MambaProblem's inputs with x [T, B, d_model] in xz's place, and both projections at the end.
 Tensors block_inputs_of(const MambaProblem& p, int64_t d_model) {
@@ -35,26 +26,24 @@ Tensors block_inputs_of(const MambaProblem& p, int64_t d_model) {
   return inputs;
 }
 
-Tensors run_block(const MambaProblem& p, const Tensors& in) {
+/// Ones that want gradients.
+Tensors leaves(Tensors tensors) {
+  for (auto& tensor : tensors) tensor.requires_grad_();
+  return tensors;
+}
+
+Tensors run(const decltype(mamba_block)& block, const MambaProblem& p, const Tensors& in) {
   const auto reset = reset_of(p).defined() ? reset_of(p).to(in[0].device()) : at::Tensor();
   const auto [y, conv, ssm] =
-      mamba_block(in[0], in[in.size() - 2], in.back(), in[1], in[2], weights_of(p, in), reset);
+      block(in[0], in[in.size() - 2], in.back(), in[1], in[2], weights_of(p, in), reset);
   return {y, conv, ssm};
 }
 
 Op block(const MambaProblem& p) {
-  return [=](const Tensors& in) { return run_block(p, in); };
+  return [=](const Tensors& in) { return run(mamba_block, p, in); };
 }
-
-/// The same by what it is made of, each op with its own node in the graph.
-Op composed(const MambaProblem& p) {
-  return [=](const Tensors& in) -> Tensors {
-    auto inner = in;
-    inner[0] = at::linear(in[0], in[in.size() - 2]);
-    auto outputs = sequence(p)(inner);
-    outputs[0] = at::linear(outputs[0], in.back());
-    return outputs;
-  };
+Op reference(const MambaProblem& p) {
+  return [=](const Tensors& in) { return run(mamba_block_reference, p, in); };
 }
 
 std::vector<MambaProblem> block_shapes() {
@@ -63,16 +52,17 @@ std::vector<MambaProblem> block_shapes() {
           MambaProblem{20, 5, 36, 32, 20, 3}, MambaProblem{9, 2, 24, 16, 5, 4, false}};
 }
 
-TEST_P(MambaBlock, ValuesAndGradientsAreThoseOfItsOpsInFp64) {
+TEST_P(MambaBlock, ValuesAndGradientsAreThoseOfTheReferenceInFp64) {
   for (const auto& p : block_shapes()) {
     SCOPED_TRACE(::testing::Message() << p.T << " " << p.D << " " << p.N);
     const auto op = on(device(), block(p));
     const auto inputs = block_inputs_of(p, 10);
-    expect_matches_reference(op, composed(p), inputs, at::kDouble, 1e-13, 1e-12);
-    expect_matches_reference(op, composed(p), inputs, at::kFloat, 1e-6, 1e-5);
-    expect_matches_reference(op, composed(p), inputs, at::kBFloat16, 2e-2, 4e-2);
-    expect_matches_reference(on(device(), sequence(p)), sequence(p), inputs_of(p), at::kFloat, 1e-6,
-                             1e-5);
+    expect_matches_reference(op, reference(p), inputs, at::kDouble, 1e-13, 1e-12);
+    expect_matches_reference(op, reference(p), inputs, at::kFloat, 1e-6, 1e-5);
+    expect_matches_reference(op, reference(p), inputs, at::kBFloat16, 2e-2, 4e-2);
+    const auto inner = on(device(), sequence(p));
+    expect_matches_reference(inner, sequence(p), inputs_of(p), at::kFloat, 1e-6, 1e-5);
+    expect_matches_reference(inner, sequence(p), inputs_of(p), at::kBFloat16, 2e-2, 4e-2);
   }
 }
 
@@ -86,36 +76,33 @@ TEST(MambaBlock, GradientsAreDifferenceQuotients) {
 
 TEST_P(MambaBlock, GradientsOfTheStatesAloneLeaveOutProjOut) {
   const MambaProblem p{6, 2, 16, 8, 3};
-  const auto states = [](const Op& op) -> Op {
+  auto inputs = block_inputs_of(p, 10);
+  const auto out_proj = inputs.back();
+  inputs.pop_back();
+  const auto states = [=](const Op& op) -> Op {
     return [=](const Tensors& in) -> Tensors {
-      const auto outputs = op(Tensors(in.begin(), in.end() - 1));
-      return {outputs[1], outputs[2], in.back()};
-    };
-  };
-  // out_proj is no part of the result; a last input that is keeps the lists the same.
-  const auto without_out_proj = [&](const Op& op) -> Op {
-    const auto out_proj = randn({10, 16}, 5, at::kDouble);
-    return [=](const Tensors& in) {
       auto all = in;
       all.push_back(out_proj.to(in[0].options()));
-      return op(all);
+      const auto outputs = op(all);
+      return {outputs[1], outputs[2]};
     };
   };
-  auto inputs = block_inputs_of(p, 10);
-  inputs.back() = randn({2}, 6, at::kDouble);
-  expect_matches_reference(states(without_out_proj(on(device(), block(p)))),
-                           states(without_out_proj(composed(p))), inputs, at::kFloat, 1e-6, 1e-5);
+  // Op by op: D, which no state feels, has a gradient there, zeros.
+  const Op expected = [=](const Tensors& in) {
+    auto inner = in;
+    inner[0] = at::linear(in[0], in[in.size() - 2]);
+    return sequence(p)(inner);
+  };
+  expect_matches_reference(states(on(device(), block(p))), states(expected), inputs, at::kFloat,
+                           1e-6, 1e-5);
 }
 
 TEST_P(MambaBlock, AnInputWithoutGradientsChangesNoOther) {
   const MambaProblem p{5, 2, 16, 8, 3};
-  Tensors in;
-  for (const auto& x : to(block_inputs_of(p, 6), at::kFloat)) {
-    in.push_back(x.to(device()).requires_grad_());
-  }
+  auto in = leaves(here(to(block_inputs_of(p, 6), at::kFloat)));
   const Tensors weights(in.begin() + 3, in.end());
   const auto gradients = [&] {
-    const auto y = run_block(p, in)[0];
+    const auto y = run(mamba_block, p, in)[0];
     return torch::autograd::grad({y}, weights, {at::ones_like(y)});
   };
   const auto with_input = gradients();
@@ -125,19 +112,16 @@ TEST_P(MambaBlock, AnInputWithoutGradientsChangesNoOther) {
 
 TEST_P(MambaBlock, AutocastRoundsProductsAndKeepsStatesWide) {
   const MambaProblem p{12, 3, 32, 16, 4};
-  Tensors in;
-  for (const auto& x : to(block_inputs_of(p, 16), at::kFloat)) {
-    in.push_back(x.to(device()).requires_grad_());
-  }
+  auto in = leaves(here(to(block_inputs_of(p, 16), at::kFloat)));
   at::autocast::set_autocast_dtype(GetParam(), at::kBFloat16);
   at::autocast::set_autocast_enabled(GetParam(), true);
-  const auto outputs = run_block(p, in);
+  const auto outputs = run(mamba_block, p, in);
   at::autocast::set_autocast_enabled(GetParam(), false);
   at::autocast::clear_cache();
   EXPECT_EQ(outputs[0].scalar_type(), at::kBFloat16);
   EXPECT_EQ(outputs[1].scalar_type(), at::kFloat);
   EXPECT_EQ(outputs[2].scalar_type(), at::kFloat);
-  const auto exact = run_block(p, in);
+  const auto exact = run(mamba_block, p, in);
   for (size_t i = 0; i < 3; ++i) EXPECT_LE(relative_error(outputs[i], exact[i]), 2e-2) << i;
   const auto sum = [](const Tensor& y) { return y.to(at::kFloat).square().sum(); };
   const auto got = torch::autograd::grad({sum(outputs[0])}, in),
@@ -150,11 +134,8 @@ TEST_P(MambaBlock, AutocastRoundsProductsAndKeepsStatesWide) {
 
 TEST_P(MambaBlock, AKeptGraphGivesTheSameGradientsAgain) {
   const MambaProblem p{5, 2, 16, 8, 3};
-  Tensors in;
-  for (const auto& x : to(block_inputs_of(p, 6), at::kFloat)) {
-    in.push_back(x.to(device()).requires_grad_());
-  }
-  const auto y = run_block(p, in)[0];
+  auto in = leaves(here(to(block_inputs_of(p, 6), at::kFloat)));
+  const auto y = run(mamba_block, p, in)[0];
   const auto again = [&](bool keep) {
     return torch::autograd::grad({y}, in, {at::ones_like(y)}, /*retain_graph=*/keep);
   };
@@ -166,9 +147,8 @@ TEST_P(MambaBlock, AKeptGraphGivesTheSameGradientsAgain) {
 
 TEST(MambaBlock, GradientsOfGradientsAreRefused) {
   const MambaProblem p{3, 2, 8, 4, 2};
-  auto in = to(block_inputs_of(p, 6), at::kFloat);
-  for (auto& x : in) x.requires_grad_();
-  const auto y = run_block(p, in)[0];
+  const auto in = leaves(to(block_inputs_of(p, 6), at::kFloat));
+  const auto y = run(mamba_block, p, in)[0];
   expect_error(
       [&] {
         torch::autograd::grad({y.square().sum()}, in, {}, std::nullopt, /*create_graph=*/true);
@@ -178,25 +158,24 @@ TEST(MambaBlock, GradientsOfGradientsAreRefused) {
 
 TEST_P(MambaBlock, BadInputIsNamed) {
   const MambaProblem p{2, 3, 8, 4, 2};
-  Tensors in;
-  for (const auto& x : to(block_inputs_of(p, 6), at::kFloat)) in.push_back(x.to(device()));
-  const auto run = [&](size_t i, const Tensor& other) {
+  const auto in = here(to(block_inputs_of(p, 6), at::kFloat));
+  const auto with = [&](size_t i, const Tensor& other) {
     auto changed = in;
     changed[i] = other;
-    return [=] { run_block(p, changed); };
+    return [=] { run(mamba_block, p, changed); };
   };
   const size_t in_proj = in.size() - 2, out_proj = in.size() - 1;
-  expect_error(run(0, in[0][0]), {"mamba_block: x must be [T, B, d_model], got [3, 6]"});
-  expect_error(run(0, in[0].to(at::kInt)), {"mamba_block: x must be float64, float32"});
-  expect_error(run(in_proj, in[in_proj].t()),
+  expect_error(with(0, in[0][0]), {"mamba_block: x must be [T, B, d_model], got [3, 6]"});
+  expect_error(with(0, in[0].to(at::kInt)), {"mamba_block: x must be float64, float32"});
+  expect_error(with(in_proj, in[in_proj].t()),
                {"mamba_block: in_proj_weight must be [2 d_inner, d_model] = [16, 6], got [6, 16]"});
-  expect_error(run(out_proj, in[out_proj].narrow(1, 0, 7)),
+  expect_error(with(out_proj, in[out_proj].narrow(1, 0, 7)),
                {"mamba_block: out_proj_weight must be [d_model, d_inner] = [6, 8], got [6, 7]"});
-  expect_error(run(out_proj, in[out_proj].to(at::kBFloat16)),
+  expect_error(with(out_proj, in[out_proj].to(at::kBFloat16)),
                {"mamba_block: out_proj_weight must have the dtype of x, Float"});
-  expect_error(run(in_proj, in[in_proj].to(at::kMeta)),
+  expect_error(with(in_proj, in[in_proj].to(at::kMeta)),
                {"mamba_block: in_proj_weight must be on the device of x"});
-  expect_error(run(1, in[2]),
+  expect_error(with(1, in[2]),
                {"mamba_block: conv_state must be [B, d_conv - 1, d_inner] = [3, 3, 8]"});
   expect_error([&] { mamba_inner(in[0], in[1], in[2], weights_of(p, in)); },
                {"mamba_inner: xz must be [T, B, 2 d_inner] = [2, 3, 16], got [2, 3, 6]"});

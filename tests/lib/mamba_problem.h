@@ -5,7 +5,6 @@
 
 #include <cmath>
 
-#include "support/cuda.h"
 #include "support/op_checks.h"
 
 namespace retain::testing {
@@ -56,9 +55,6 @@ inline Op sequence(const MambaProblem& p) {
     return {y, conv, ssm};
   };
 }
-
-/// On a GPU, with inputs and outputs on the CPU, or on the CPU.
-inline Op on(at::Device device, const Op& op) { return device.is_cuda() ? on_cuda(op) : op; }
 
 /// The same, a step at a time.
 inline Op updates(const MambaProblem& p, bool in_place = false) {

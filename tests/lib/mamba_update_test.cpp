@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "support/cuda.h"
 #include "support/errors.h"
 
 namespace retain {
@@ -11,18 +12,8 @@ namespace {
 
 using namespace testing;
 
-class MambaUpdate : public ::testing::TestWithParam<at::DeviceType> {
- protected:
-  void SetUp() override {
-    if (GetParam() == at::kCUDA) RETAIN_NEEDS_CUDA();
-  }
-  at::Device device() const { return GetParam(); }
-};
-
-INSTANTIATE_TEST_SUITE_P(On, MambaUpdate, ::testing::Values(at::kCPU, at::kCUDA),
-                         [](const auto& test) {
-                           return std::string(test.param == at::kCUDA ? "Cuda" : "Cpu");
-                         });
+class MambaUpdate : public OnCpuAndCuda {};
+INSTANTIATE_TEST_SUITE_P(On, MambaUpdate, kCpuAndCuda, device_name);
 
 TEST_P(MambaUpdate, StepsFollowTheSequenceInFp64) {
   const at::NoGradGuard no_grad;
@@ -54,11 +45,7 @@ TEST_P(MambaUpdate, InPlaceIsTheSameBits) {
 TEST_P(MambaUpdate, WritesStatesOfAnyLayoutWhereTheyLie) {
   const at::NoGradGuard no_grad;
   const MambaProblem p{1, 3, 20, 8, 4};
-  const auto in = [&] {
-    Tensors moved;
-    for (const auto& x : to(inputs_of(p), at::kFloat)) moved.push_back(x.to(device()));
-    return moved;
-  }();
+  const auto in = here(to(inputs_of(p), at::kFloat));
   const auto conv = in[1].transpose(1, 2).contiguous().transpose(1, 2);
   const auto ssm = at::zeros({3, 20, 16}, in[2].options()).slice(2, 0, std::nullopt, 2);
   ssm.copy_(in[2]);
@@ -71,8 +58,7 @@ TEST_P(MambaUpdate, WritesStatesOfAnyLayoutWhereTheyLie) {
 TEST_P(MambaUpdate, AResetForgetsEvenNaN) {
   const at::NoGradGuard no_grad;
   const MambaProblem p{1, 3, 20, 8, 4, 4, false};
-  Tensors in;
-  for (const auto& x : to(inputs_of(p), at::kFloat)) in.push_back(x.to(device()));
+  const auto in = here(to(inputs_of(p), at::kFloat));
   const auto weights = weights_of(p, in);
   const auto poisoned = [&](const Tensor& state) {
     return at::full_like(state, std::numeric_limits<float>::quiet_NaN());
@@ -95,8 +81,7 @@ TEST_P(MambaUpdate, GradientsAreThoseOfTheSequence) {
 
 TEST_P(MambaUpdate, InPlaceBumpsVersionsAndRefusesGradients) {
   const MambaProblem p{1, 2, 8, 4, 2};
-  Tensors in;
-  for (const auto& x : to(inputs_of(p), at::kFloat)) in.push_back(x.to(device()));
+  const auto in = here(to(inputs_of(p), at::kFloat));
   const auto conv_version = in[1]._version(), ssm_version = in[2]._version();
   mamba_update_(in[0][0], in[1], in[2], weights_of(p, in));
   EXPECT_GT(in[1]._version(), conv_version);
@@ -108,8 +93,7 @@ TEST_P(MambaUpdate, InPlaceBumpsVersionsAndRefusesGradients) {
 
 TEST_P(MambaUpdate, BadInputIsNamed) {
   const MambaProblem p{1, 2, 8, 4, 2};
-  Tensors in;
-  for (const auto& x : to(inputs_of(p), at::kFloat)) in.push_back(x.to(device()));
+  const auto in = here(to(inputs_of(p), at::kFloat));
   const auto weights = weights_of(p, in);
   const auto xz = in[0][0];
   expect_error([&] { mamba_update(xz.narrow(1, 0, 15), in[1], in[2], weights); },

@@ -20,23 +20,14 @@ Tensor decay_of(const ScanArguments& a) {
   return selective_scan_decay(a.delta, a.A, a.delta_bias, a.delta_softplus, a.reset);
 }
 
-class SelectiveScanSegments : public ::testing::TestWithParam<at::DeviceType> {
+class SelectiveScanSegments : public OnCpuAndCuda {
  protected:
-  void SetUp() override {
-    if (GetParam() == at::kCUDA) RETAIN_NEEDS_CUDA();
-  }
   ScanArguments arguments(const ScanProblem& p, at::ScalarType dtype = at::kFloat) const {
-    Tensors inputs;
-    for (const auto& x : to(inputs_of(p), dtype)) inputs.push_back(x.to(GetParam()));
     const auto reset = reset_of(p);
-    return {p.options, inputs, reset.defined() ? reset.to(GetParam()) : reset};
+    return {p.options, here(to(inputs_of(p), dtype)), reset.defined() ? reset.to(device()) : reset};
   }
 };
-
-INSTANTIATE_TEST_SUITE_P(On, SelectiveScanSegments, ::testing::Values(at::kCPU, at::kCUDA),
-                         [](const auto& test) {
-                           return std::string(test.param == at::kCUDA ? "Cuda" : "Cpu");
-                         });
+INSTANTIATE_TEST_SUITE_P(On, SelectiveScanSegments, kCpuAndCuda, device_name);
 
 TEST_P(SelectiveScanSegments, StatesAreThoseThatEnterEveryKthStep) {
   for (const int64_t every : {1, 5, 16, 48, 500}) {
@@ -105,9 +96,8 @@ TEST_P(SelectiveScanSegments, StatesAndDecayAreDifferentiable) {
       return {a.run()[0], middle, decay_of(a.steps(0, 3, a.initial_state))};
     };
   };
-  const auto move = [&](const Op& op) { return GetParam() == at::kCUDA ? on_cuda(op) : op; };
-  const auto got = differentiate(move(loss(true)), inputs_of(p));
-  const auto expected = differentiate(move(loss(false)), inputs_of(p));
+  const auto got = differentiate(on(device(), loss(true)), inputs_of(p));
+  const auto expected = differentiate(on(device(), loss(false)), inputs_of(p));
   expect_close(got.outputs, expected.outputs, 1e-12);
   expect_close(got.gradients, expected.gradients, 1e-10);
 }

@@ -43,4 +43,28 @@ inline Op on_cuda(const Op& op) {
   return [=](const Tensors& in) { return cpu(op(cuda(in))); };
 }
 
+/// The op with inputs and outputs on the CPU, run there or on a GPU.
+inline Op on(at::Device device, const Op& op) { return device.is_cuda() ? on_cuda(op) : op; }
+
+/// Tests that claim the same of the CPU and of a GPU; a suite of them is made by
+/// INSTANTIATE_TEST_SUITE_P(On, Suite, kCpuAndCuda, device_name).
+class OnCpuAndCuda : public ::testing::TestWithParam<at::DeviceType> {
+ protected:
+  void SetUp() override {
+    if (GetParam() == at::kCUDA) RETAIN_NEEDS_CUDA();
+  }
+  at::Device device() const { return GetParam(); }
+
+  Tensors here(const Tensors& tensors) const {
+    Tensors moved;
+    for (const auto& tensor : tensors) moved.push_back(tensor.to(device()));
+    return moved;
+  }
+};
+
+inline const auto kCpuAndCuda = ::testing::Values(at::kCPU, at::kCUDA);
+inline std::string device_name(const ::testing::TestParamInfo<at::DeviceType>& test) {
+  return test.param == at::kCUDA ? "Cuda" : "Cpu";
+}
+
 }  // namespace retain::testing
