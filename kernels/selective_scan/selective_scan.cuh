@@ -439,6 +439,10 @@ inline bool keeps_bf16(const SelectiveScanCudaInputs& in) {
 /// As launch_wide_bwd, over states that were kept as bf16.
 void launch_bf16_bwd(const SelectiveScanCudaBwd& p, CudaStream stream);
 
+/// What its blocks leave of dB and of dC, in floats, and the sum over them.
+int64_t bf16_block_sums(const SelectiveScanCudaInputs& in);
+void sum_bf16_blocks(const SelectiveScanCudaBwd& p, CudaStream stream);
+
 /// The state that enters each segment into segment_states.
 void enter_segments(const SelectiveScanCudaFwd& p, CudaStream stream);
 

@@ -254,14 +254,28 @@ void launch_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
   });
 }
 
-}  // namespace
-
-int64_t selective_scan_cuda_channel_blocks(const SelectiveScanCudaInputs& in) {
-  if (keeps_bf16(in)) return channel_blocks<LaneLayout>(in);
+/// Blocks of channels in a group, whose shares of dB and dC are [T, B, G, N] each.
+int64_t blocks_of_a_group(const SelectiveScanCudaInputs& in) {
   if (in.N > kSmallState) return wide_channel_blocks(in);
   int64_t blocks = 0;
   dispatch_bwd_layout(in.N, [&](auto layout) { blocks = channel_blocks<decltype(layout)>(in); });
   return blocks;
+}
+
+void sum_block_pairs(const SelectiveScanCudaBwd& p, CudaStream stream) {
+  const auto& in = p.in;
+  if (keeps_bf16(in)) return sum_bf16_blocks(p, stream);
+  dispatch_activations(in.type, [&](auto element) {
+    using T = decltype(element);
+    launch_sum_blocks(p.dB_blocks, p.dC_blocks, blocks_of_a_group(in), in.T * in.B, in.G * in.N,
+                      p.pair_stride, static_cast<T*>(p.dB), static_cast<T*>(p.dC), stream);
+  });
+}
+
+}  // namespace
+
+int64_t selective_scan_cuda_block_sums(const SelectiveScanCudaInputs& in) {
+  return keeps_bf16(in) ? bf16_block_sums(in) : blocks_of_a_group(in) * in.T * in.B * in.G * in.N;
 }
 
 void selective_scan_cuda_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
@@ -276,12 +290,7 @@ void selective_scan_cuda_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
       launch_bwd(p, stream);
     }
   }
-  dispatch_activations(in.type, [&](auto element) {
-    using T = decltype(element);
-    launch_sum_blocks(p.dB_blocks, p.dC_blocks, selective_scan_cuda_channel_blocks(in), in.T * in.B,
-                      in.G * in.N, p.pair_stride, static_cast<T*>(p.dB), static_cast<T*>(p.dC),
-                      stream);
-  });
+  sum_block_pairs(p, stream);
   launch_sum_rows(in.segments * in.B,
                   {{{p.dA_rows, in.D * in.N, p.dA},
                     {p.dD_rows, in.D, p.dD},

@@ -86,24 +86,38 @@ __device__ __forceinline__ void bring_tile(Bf16Own& own, const LaneTiles& tiles,
   if (kWarps == 1 || all) tiles.bring(raw.C, C, first, steps);
 }
 
-/// Rows [step, index] of a block's share of dB or dC, the warp's indices.
-struct BlockRows {
-  float* first;
-  int64_t stride_t;
-  int N;  ///< indices and those of the warps after
+/// How a block's shares of dB and of dC lie in memory: [row and group of channels, warp's indices,
+/// group of steps, lane], what a lane's part of a product over channels holds as four bf16.
+struct BlockSums {
+  int64_t rows, groups;
 
-  /// A group's sums into the rows from step k on, of which `steps` exist.
-  __device__ __forceinline__ void store(const GroupSums& sums, int k, int steps) const {
-    sums.store_over_channels(first + k * stride_t, stride_t, N, steps);
+  __host__ __device__ __forceinline__ explicit BlockSums(const SelectiveScanCudaInputs& in)
+      : rows(in.B * in.G * ((in.N + kN - 1) / kN)),
+        groups((in.T + kSteps - 1) / kSteps * (kSteps / kGroup)) {}
+
+  __host__ __device__ __forceinline__ int64_t of_a_block() const { return rows * groups * 32; }
+
+  /// Where the lane's words of a warp's row begin.
+  template <int kWarps>
+  __device__ __forceinline__ uint2* at(float* blocks, const SelectiveScanCudaInputs& in,
+                                       const WarpPlace<Layout>& me) const {
+    const int64_t row = (me.b * in.G + me.group) * kWarps + warp_of<kWarps>();
+    return reinterpret_cast<uint2*>(blocks) + me.channel_block * of_a_block() + row * groups * 32 +
+           threadIdx.x;
   }
 };
+
+__device__ __forceinline__ void store_over_channels(const GroupSums& sums, uint2* to) {
+  const float(&x)[4] = sums.over_channels;
+  __stcg(to, uint2{pack(x[0], x[1]), pack(x[2], x[3])});
+}
 
 /// The way there over a tile: its states, dC and dz. Returns whether anything was odd.
 template <int kWarps>
 __device__ __forceinline__ bool scan_tile(Bf16Shared<kWarps>& shared, const PairWeights& w,
                                           bool usual, const States& A, const States& g,
-                                          const Packed& before, unsigned resets,
-                                          const BlockRows& dC, int steps) {
+                                          const Packed& before, unsigned resets, uint2* dC,
+                                          int steps) {
   float odd = 0;
   if (usual) {
     prepare<true>(shared, w, steps, odd);
@@ -133,7 +147,7 @@ __device__ __forceinline__ bool scan_tile(Bf16Shared<kWarps>& shared, const Pair
       last.take(own.slot[k + kGroup - 1]);
       last.get(h);
     }
-    dC.store(products.sums, k, steps - k);
+    store_over_channels(products.sums, dC + k / kGroup * 32);
     if (w.gated) {
       const int y_at = k == 0 ? kGroup + 1 : 0;
       products.sums.put_over_indices(group_rows(shared, warp_of<kWarps>(), y_at));
@@ -153,8 +167,8 @@ __device__ __forceinline__ bool scan_tile(Bf16Shared<kWarps>& shared, const Pair
 template <int kWarps>
 __device__ __forceinline__ void reverse_group(Bf16Shared<kWarps>& shared, PairWeights& w,
                                               const States& A, States& g, States& dA,
-                                              unsigned resets, bool careful, bool usual,
-                                              const BlockRows& dB, int k, int steps) {
+                                              unsigned resets, bool careful, bool usual, uint2* dB,
+                                              int k, int steps) {
   auto& own = own_of(shared);
   const int decay_at = k == 0 ? kGroup + 1 : 0, input_at = k + 1;
   auto& by_decay = group_rows(shared, warp_of<kWarps>(), decay_at);
@@ -167,7 +181,7 @@ __device__ __forceinline__ void reverse_group(Bf16Shared<kWarps>& shared, PairWe
   } else {
     reverse(shared, A, k, resets, g, dA, by_decay, products);
   }
-  dB.store(products.sums, k, steps - k);
+  store_over_channels(products.sums, dB + k / kGroup * 32);
   __syncwarp();
   products.sums.put_over_indices(group_rows(shared, warp_of<kWarps>(), input_at));
   sync<kWarps>();
@@ -209,9 +223,9 @@ __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
   const int N = static_cast<int>(in.N) - me.n;  // of the warp's indices on
   const LaneTiles tiles{words, me.channels, N};
   const int64_t all_states = in.B * in.D * in.N;
-  const int64_t stride_t = in.B * in.G * in.N;
-  const int64_t pairs_at =
-      me.channel_block * in.T * stride_t + (me.b * in.G + me.group) * in.N + me.n;
+  const BlockSums sums(in);
+  uint2* const dB_sums = sums.at<kWarps>(p.dB_blocks, in, me);
+  uint2* const dC_sums = sums.at<kWarps>(p.dC_blocks, in, me);
   PairWeights w(in, me);
   const bool usual = w.softplus && w.gated;
   OwnStates<Layout> A_, g_, dA_ = {};
@@ -265,9 +279,8 @@ __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
     wait_for_copies();
     const unsigned resets = reset_bits(reset != 0);
     sync<kWarps>();
-    const int64_t pair = pairs_at + (me.begin + first) * stride_t;
-    const BlockRows dC{p.dC_blocks + pair, stride_t, N}, dB{p.dB_blocks + pair, stride_t, N};
-    const bool careful = scan_tile(shared, w, usual, A, g, before, resets, dC, steps);
+    const int64_t group = (me.begin + first) / kGroup * 32;
+    const bool careful = scan_tile(shared, w, usual, A, g, before, resets, dC_sums + group, steps);
 #pragma unroll 1
     for (int k = kSteps - kGroup; k >= 0; k -= kGroup) {
       if (k == 0) {
@@ -275,7 +288,7 @@ __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
         if (first > 0) fetch_next(first - kSteps);
       }
       __syncwarp();
-      reverse_group(shared, w, A, g, dA, resets, careful, usual, dB, k, steps);
+      reverse_group(shared, w, A, g, dA, resets, careful, usual, dB_sums + group, k, steps);
     }
     store_rows(shared, first, steps, me.channels, words.channels, w.gated);
     __syncwarp();
@@ -286,6 +299,43 @@ __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
   sync<kWarps>();
   store_pairs<kWarps>(p.dD_rows + row, w.dD, shared.size[0], me.channels);
   store_pairs<kWarps>(p.ddelta_bias_rows + row, w.dbias, shared.size[1], me.channels);
+}
+
+constexpr int kSumThreads = 128;
+
+/// dB (y = 0) or dC (y = 1): a block of threads adds up four groups of steps of a row over all
+/// `count` blocks of channels, one after the other.
+__global__ __launch_bounds__(kSumThreads) void sum_bf16(
+    const __grid_constant__ SelectiveScanCudaBwd p, int64_t count, unsigned blocks_a_row) {
+  constexpr int kWarps = kSumThreads / 32;
+  const auto& in = p.in;
+  const BlockSums sums(in);
+  const unsigned row = blockIdx.x / blocks_a_row, lane = threadIdx.x % 32;
+  const int64_t group = int64_t{blockIdx.x - row * blocks_a_row} * kWarps + threadIdx.x / 32;
+  if (group >= sums.groups) return;
+  const float* blocks = blockIdx.y == 0 ? p.dB_blocks : p.dC_blocks;
+  const auto* from =
+      reinterpret_cast<const uint2*>(blocks) + (row * sums.groups + group) * 32 + lane;
+  float2 low = {}, high = {};
+#pragma unroll 8
+  for (int64_t k = 0; k < count; ++k) {
+    const uint2 words = __ldcs(from + k * sums.of_a_block());
+    const float2 x = unpack(words.x), y = unpack(words.y);
+    low = {low.x + x.x, low.y + x.y};
+    high = {high.x + y.x, high.y + y.y};
+  }
+  const unsigned halves = static_cast<unsigned>((in.N + kN - 1) / kN), place = row / halves;
+  const int64_t b = place / in.G, n = row % halves * kN + lane / 4;
+  const int64_t t = group * kGroup + lane % 4 * 2;
+  auto* to = static_cast<bf16*>(blockIdx.y == 0 ? p.dB : p.dC) + (t * in.B + b) * p.pair_stride +
+             place % in.G * in.N + n;
+  const auto put = [&](int64_t step, float2 x) {
+    if (t + step >= in.T) return;
+    if (n < in.N) to[step * in.B * p.pair_stride] = from_float<bf16>(x.x);
+    if (n + 8 < in.N) to[step * in.B * p.pair_stride + 8] = from_float<bf16>(x.y);
+  };
+  put(0, {low.x, high.x});
+  put(1, {low.y, high.y});
 }
 
 template <int kWarps>
@@ -301,6 +351,21 @@ void launch_by_lanes(const SelectiveScanCudaBwd& p, CudaStream stream) {
 }
 
 }  // namespace
+
+int64_t bf16_block_sums(const SelectiveScanCudaInputs& in) {
+  return channel_blocks<Layout>(in) * BlockSums(in).of_a_block() * (sizeof(uint2) / sizeof(float));
+}
+
+void sum_bf16_blocks(const SelectiveScanCudaBwd& p, CudaStream stream) {
+  const BlockSums sums(p.in);
+  constexpr int64_t kGroups = kSumThreads / 32;  // of a block
+  const int64_t blocks_a_row = (sums.groups + kGroups - 1) / kGroups;
+  if (sums.rows * blocks_a_row == 0) return;
+  const dim3 grid(static_cast<unsigned>(sums.rows * blocks_a_row), 2);
+  sum_bf16<<<grid, kSumThreads, 0, stream>>>(p, channel_blocks<Layout>(p.in),
+                                             static_cast<unsigned>(blocks_a_row));
+  check_launch("selective_scan: sums of blocks");
+}
 
 void launch_bf16_bwd(const SelectiveScanCudaBwd& p, CudaStream stream) {
   if (p.in.N <= kN) {

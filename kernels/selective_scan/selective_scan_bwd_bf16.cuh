@@ -151,22 +151,6 @@ struct GroupSums {
     return sums;
   }
 
-  __device__ __forceinline__ void store_over_channels(float* to, int64_t stride_t, int N,
-                                                      int steps) const {
-    const int n = threadIdx.x / 4, t = threadIdx.x % 4 * 2;
-    float* at = to + t * stride_t + n;
-    const bool low = n < N, high = n + 8 < N;
-    if (t < steps) {
-      if (low) at[0] = over_channels[0];
-      if (high) at[8] = over_channels[2];
-    }
-    at += stride_t;
-    if (t + 1 < steps) {
-      if (low) at[0] = over_channels[1];
-      if (high) at[8] = over_channels[3];
-    }
-  }
-
   __device__ __forceinline__ void put_over_indices(GroupRows& to) const {
     const int c = threadIdx.x / 4, t = threadIdx.x % 4 * 2;
 #pragma unroll

@@ -74,8 +74,8 @@ struct SelectiveScanCudaBwd {
   float* dD = nullptr;                 ///< out: [D]
   float* ddelta_bias = nullptr;        ///< out: [D]
   float* dinitial_state = nullptr;     ///< out: [B, D, N] contiguous
-  float* dB_blocks = nullptr;          ///< scratch [channel blocks, T, B, G, N]
-  float* dC_blocks = nullptr;          ///< scratch [channel blocks, T, B, G, N]
+  float* dB_blocks = nullptr;          ///< scratch of selective_scan_cuda_block_sums floats
+  float* dC_blocks = nullptr;          ///< scratch of selective_scan_cuda_block_sums floats
   float* dA_rows = nullptr;            ///< scratch [segments, B, D, N]
   float* dD_rows = nullptr;            ///< scratch [segments, B, D]
   float* ddelta_bias_rows = nullptr;   ///< scratch [segments, B, D]
@@ -99,8 +99,8 @@ inline int64_t scan_checkpoint_every(int64_t N, ActivationType type) {
 /// channels fill the device.
 void cut_into_segments(SelectiveScanCudaInputs& in, bool backward);
 
-/// Blocks of channels in a group, over which dB and dC are summed in a second pass.
-int64_t selective_scan_cuda_channel_blocks(const SelectiveScanCudaInputs& in);
+/// Floats in which all blocks of channels leave their shares of dB, or of dC, for a second pass.
+int64_t selective_scan_cuda_block_sums(const SelectiveScanCudaInputs& in);
 
 void selective_scan_cuda_fwd(const SelectiveScanCudaFwd& params, CudaStream stream);
 

@@ -173,9 +173,8 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
              dinitial_state = at::empty({in.B, in.D, in.N}, wide);
   const auto dD = at::empty({tensors.D.defined() ? in.D : 0}, wide);
   const auto ddelta_bias = at::empty({tensors.delta_bias.defined() ? in.D : 0}, wide);
-  const auto blocks = kernels::selective_scan_cuda_channel_blocks(in);
-  const auto dB_blocks = at::empty({blocks, in.T, in.B, in.G, in.N}, wide);
-  const auto dC_blocks = at::empty_like(dB_blocks);
+  const auto dB_blocks = at::empty({kernels::selective_scan_cuda_block_sums(in)}, wide),
+             dC_blocks = at::empty_like(dB_blocks);
   const auto dA_rows = at::empty({in.segments, in.B, in.D, in.N}, wide);
   const auto dD_rows = at::empty({in.segments, in.B, in.D}, wide),
              dbias_rows = at::empty_like(dD_rows);
