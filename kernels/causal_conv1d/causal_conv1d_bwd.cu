@@ -8,7 +8,7 @@
 // threads' dweight in shared memory, a second kernel the blocks', always in the same order. A step
 // that no gradient reaches adds nothing, even if its inputs are NaN.
 
-#include <retain/kernels/causal_conv1d/causal_conv1d.cuh>
+#include <retain/kernels/causal_conv1d/causal_conv1d_product.cuh>
 #include <retain/kernels/common/sum_parts.cuh>
 
 namespace retain::kernels {
@@ -91,21 +91,24 @@ struct Stream {
 
 /// The resets of a chunk on their way from memory.
 struct ResetFlags {
-  const unsigned char* row;
+  const unsigned char* from;  ///< where the next chunk's lie
+  int64_t stride_t;
   unsigned char flag[kSteps] = {};
 
   __device__ __forceinline__ ResetFlags(const CausalConv1dCudaInputs& in, const ConvPlace& place)
-      : row(reinterpret_cast<const unsigned char*>(in.reset.data)) {
-    if (row != nullptr) row += place.b * in.reset.stride_b;
+      : from(reinterpret_cast<const unsigned char*>(in.reset.data)), stride_t(in.reset.stride_t) {
+    if (from != nullptr) from += place.begin * stride_t + place.b * in.reset.stride_b;
   }
 
-  __device__ __forceinline__ void fetch(const CausalConv1dCudaInputs& in, int64_t t, int64_t stop) {
-    if (row == nullptr) return;
+  /// The next chunk's, of which `left` steps exist.
+  __device__ __forceinline__ void fetch(int left) {
+    if (from == nullptr) return;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       flag[i] = 0;
-      if (t + i < stop) flag[i] = row[(t + i) * in.reset.stride_t];
+      if (i < left) flag[i] = from[i * stride_t];
     }
+    from += kSteps * stride_t;
   }
 
   /// Bit i stands for step i.
@@ -125,18 +128,19 @@ struct Channels {
 };
 
 /// A walk over a run.
-template <typename T, int K, bool kSilu>
+template <typename T, int K, bool kSilu, class Product>
 struct Walk {
   static constexpr bool kAhead = sizeof(T) == 2;  ///< chunks are loaded while one is worked on
   Channels<K>& channels;
+  Product& product;
   Stream<T> x_stream, dy_stream;
   float x[K - 1 + kSteps][4], dx[K - 1 + kSteps][4];  ///< before a chunk, then its own
   int first;    ///< the first input that counts, from the chunk's first step on
   bool finite;  ///< the inputs before the chunk
 
   __device__ __forceinline__ Walk(const CausalConv1dCudaBwd& p, const ConvPlace& place,
-                                  int64_t stop, Channels<K>& all)
-      : channels(all), x_stream(p.in.x, place), dy_stream(p.dy, place) {
+                                  int64_t stop, Channels<K>& all, Product& product)
+      : channels(all), product(product), x_stream(p.in.x, place), dy_stream(p.dy, place) {
     x_stream.fetch_part(stop - place.begin);
     dy_stream.fetch_part(stop - place.begin);
     first = warm_up<T, K>(p.in, place, x);
@@ -152,12 +156,18 @@ struct Walk {
   /// A chunk's terms. kSums: its steps belong to the run. kCareful: some inputs do not count, or
   /// are NaN. `more` loads dy's next chunk on the way.
   template <bool kSums, bool kCareful>
-  __device__ __forceinline__ void steps(unsigned resets, bool more) {
+  __device__ __forceinline__ void steps(unsigned resets, bool more, int at) {
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       if (kCareful && (resets >> i & 1)) first = i;
       float dy[4];
       unpack(widen<T>(dy_stream.four[i]), dy);
+      if constexpr (Product::kThere) {
+        float besides[4];
+        unpack(product.at(at + i), besides);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) dy[c] += besides[c];
+      }
       if (more) dy_stream.fetch(i);
       unpack({}, dx[K - 1 + i]);
 #pragma unroll
@@ -181,8 +191,9 @@ struct Walk {
     }
   }
 
-  /// The chunk's terms; `more`: the next one is whole, and loaded meanwhile or right after.
-  __device__ __forceinline__ void take(unsigned resets, bool sums, bool more) {
+  /// The chunk's terms, from step `at` of the product on; `more`: the next one is whole, and loaded
+  /// meanwhile or right after.
+  __device__ __forceinline__ void take(unsigned resets, bool sums, bool more, int at) {
     const bool now_finite = all_finite<T>(x_stream.four);
     const bool careful = resets != 0 || first > 1 - K || !finite || !now_finite;
     finite = now_finite;
@@ -195,9 +206,9 @@ struct Walk {
     if (kAhead && more) fetch_x();
     const bool ahead = kAhead && more;
     if (sums) {
-      careful ? steps<true, true>(resets, ahead) : steps<true, false>(0, ahead);
+      careful ? steps<true, true>(resets, ahead, at) : steps<true, false>(0, ahead, at);
     } else {
-      careful ? steps<false, true>(resets, ahead) : steps<false, false>(0, ahead);
+      careful ? steps<false, true>(resets, ahead, at) : steps<false, false>(0, ahead, at);
     }
     if (kAhead || !more) return;
     fetch_x();
@@ -229,9 +240,9 @@ struct Walk {
 };
 
 /// The gradients of a chunk's inputs that no later step adds to; t: its first step.
-template <typename T, int K, bool kSilu>
+template <typename T, int K, bool kSilu, class Product>
 __device__ __forceinline__ void store_finished(const CausalConv1dCudaBwd& p, const ConvPlace& place,
-                                               int64_t t, const Walk<T, K, kSilu>& walk) {
+                                               int64_t t, const Walk<T, K, kSilu, Product>& walk) {
   const int64_t first = t - (K - 1);
   if (first >= place.begin && first + kSteps <= place.end) {
     T* to = place.at<T>(p.dx, first);
@@ -244,9 +255,9 @@ __device__ __forceinline__ void store_finished(const CausalConv1dCudaBwd& p, con
 }
 
 /// The same for the row's last chunk: all its inputs, and the gradient of the last state in them.
-template <typename T, int K, bool kSilu>
+template <typename T, int K, bool kSilu, class Product>
 __device__ __forceinline__ void store_last(const CausalConv1dCudaBwd& p, const ConvPlace& place,
-                                           int64_t t, Walk<T, K, kSilu>& walk) {
+                                           int64_t t, Walk<T, K, kSilu, Product>& walk) {
 #pragma unroll
   for (int i = 0; i < K - 1 + kSteps; ++i) {
     const int64_t s = t - (K - 1) + i, from_end = s - p.in.T;
@@ -262,19 +273,25 @@ __device__ __forceinline__ void store_last(const CausalConv1dCudaBwd& p, const C
 }
 
 /// One run, and a chunk behind it.
-template <typename T, int K, bool kSilu>
+template <typename T, int K, bool kSilu, class Product>
 __device__ __forceinline__ void walk_run(const CausalConv1dCudaBwd& p, const ConvPlace& place,
-                                         Channels<K>& channels) {
+                                         Channels<K>& channels, Product& product) {
   const auto& in = p.in;
   const int64_t stop = min(place.end + kSteps, in.T);
-  Walk<T, K, kSilu> walk(p, place, stop, channels);
+  if constexpr (Product::kThere) product.fetch(place.begin, place.b, stop);
+  Walk<T, K, kSilu, Product> walk(p, place, stop, channels, product);
   ResetFlags flags(in, place);
-  flags.fetch(in, place.begin, stop);
+  flags.fetch(static_cast<int>(min(stop - place.begin, int64_t{kSteps})));
   for (int64_t t = place.begin;; t += kSteps) {
     const unsigned resets = flags.bits();
-    flags.fetch(in, t + kSteps, stop);
+    flags.fetch(static_cast<int>(min(stop - t - kSteps, int64_t{kSteps})));
     const bool more = t + 2 * kSteps <= stop;
-    walk.take(resets, t < place.end, more);
+    int at = 0;
+    if constexpr (Product::kThere) {
+      at = static_cast<int>(t - place.begin) % kProductSteps;
+      if (at == 0) product.make(t + kProductSteps, place.b, stop);
+    }
+    walk.take(resets, t < place.end, more, at);
     if (t + kSteps >= in.T) return store_last<T>(p, place, t, walk);
     store_finished<T>(p, place, t, walk);
     if (t + kSteps >= stop) return;
@@ -288,7 +305,8 @@ template <int K>
 __device__ __forceinline__ void store_parts(const CausalConv1dCudaBwd& p, int across, int64_t tile,
                                             int64_t part, const float (&dtap)[K][4],
                                             const float (&dbias)[4]) {
-  extern __shared__ float shared[];  // [down][across][4 K + 4]
+  extern __shared__ char memory[];
+  float* shared = reinterpret_cast<float*>(memory);  // [down][across][4 K + 4]
   constexpr int kEach = 4 * K + 4;
   float* mine = shared + threadIdx.x * kEach;
 #pragma unroll
@@ -308,35 +326,47 @@ __device__ __forceinline__ void store_parts(const CausalConv1dCudaBwd& p, int ac
   }
 }
 
-template <typename T, int K, bool kSilu>
+template <typename T, int K, bool kSilu, template <typename> class Adds>
 __global__ __launch_bounds__(kThreads,
                              3) void conv_bwd(const __grid_constant__ CausalConv1dCudaBwd p,
                                               int across, unsigned tiles) {
+  extern __shared__ char memory[];
   const auto& in = p.in;
   const unsigned tile = blockIdx.x % tiles, part = blockIdx.x / tiles;
   ConvPlace place(int64_t{tile} * across + threadIdx.x % across);
   Channels<K> channels;
+  Adds<T> product(p, int64_t{tile} * kProductChannels, memory);
   if (place.channel < in.D) {
     load_taps(in.weight, place, channels.tap);
     load_floats(in.bias, place.channel, place, channels.bias);
     const int64_t down = kThreads / across, items = conv_runs(in) * in.B;
     for (int64_t i = part * down + threadIdx.x / across; i < items; i += p.parts * down) {
       place.go_to(in, i / in.B, i % in.B);
-      walk_run<T, K, kSilu>(p, place, channels);
+      walk_run<T, K, kSilu>(p, place, channels, product);
     }
   }
+  if (product.kThere) __syncthreads();  // its memory serves once more
   store_parts(p, across, tile, part, channels.dtap, channels.dbias);
 }
 
-void launch_windows(const CausalConv1dCudaBwd& p, CudaStream stream) {
+template <typename T, int K, bool kSilu, template <typename> class Adds>
+void launch(const CausalConv1dCudaBwd& p, CudaStream stream) {
   const int across = fours_across(p.in.D);
-  const int64_t tiles = tiles_of(p.in, across),
-                shared = kThreads * (4 * p.in.K + 4) * sizeof(float);
-  const auto blocks = static_cast<unsigned>(tiles * p.parts);
+  const auto tiles = static_cast<unsigned>(tiles_of(p.in, across));
+  const auto parts_bytes = static_cast<int>(kThreads * (4 * K + 4) * sizeof(float));
+  const int bytes = std::max(parts_bytes, Adds<T>::bytes(p.P, kThreads / 32));
+  const auto kernel = conv_bwd<T, K, kSilu, Adds>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  kernel<<<static_cast<unsigned>(tiles * p.parts), kThreads, bytes, stream>>>(p, across, tiles);
+}
+
+void launch_windows(const CausalConv1dCudaBwd& p, CudaStream stream) {
   dispatch_conv(p.in, [&](auto element, auto taps, auto silu) {
     using T = decltype(element);
-    conv_bwd<T, taps(), silu()>
-        <<<blocks, kThreads, shared, stream>>>(p, across, static_cast<unsigned>(tiles));
+    if constexpr (sizeof(T) == 2 && silu()) {
+      if (p.P > 0) return launch<T, taps(), silu(), Product>(p, stream);
+    }
+    launch<T, taps(), silu(), NoProduct>(p, stream);
   });
   check_launch("causal_conv1d: backward");
 }
@@ -347,6 +377,16 @@ bool lies_in_fours(const CausalConv1dCudaBwd& p) {
 }
 
 }  // namespace
+
+bool conv_adds_product(const CausalConv1dCudaBwd& p) {
+  const auto on_words = [](const void* data) {
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0;
+  };
+  return p.in.type != ActivationType::fp32 && p.in.silu && !conv_needs_dsum(p) &&
+         p.in.D % kProductChannels == 0 && p.P <= kProductMost && p.P % 8 == 0 &&
+         p.rows.stride_t % 8 == 0 && p.rows.stride_b % 8 == 0 && on_words(p.rows.data) &&
+         on_words(p.columns);
+}
 
 bool conv_needs_dsum(const CausalConv1dCudaBwd& p) {
   return !conv_window_in_registers(p.in.K) || p.dy.data == nullptr || !lies_in_fours(p);

@@ -39,6 +39,9 @@ struct CausalConv1dCudaBwd {
   CausalConv1dCudaInputs in;
   Activations dy;                      ///< [T, B, D], or absent for zero
   const float* dlast_state = nullptr;  ///< [B, K - 1, D] contiguous, or nullptr for zero
+  Activations rows = {};               ///< [T, B, P]: rows · columns adds to dy; or absent
+  const void* columns = nullptr;       ///< [P, D] contiguous activations
+  int64_t P = 0;                       ///< if conv_adds_product
   Activations dx;                      ///< out: [T, B, D]
   float* dweight = nullptr;            ///< out: [D, K]
   float* dbias = nullptr;              ///< out: [D]
@@ -57,6 +60,10 @@ void cut_into_runs(CausalConv1dCudaBwd& params);
 /// Whether the backward takes the way by dsum: for any number of taps but 2, 3 and 4, without dy,
 /// or where channels do not lie in fours. Asks for all pointers but scratch memory.
 bool conv_needs_dsum(const CausalConv1dCudaBwd& params);
+
+/// Whether the backward adds a product to dy on its way: of half types in whole words, with SiLU,
+/// all channels in blocks of 128. Asks for all pointers but scratch memory.
+bool conv_adds_product(const CausalConv1dCudaBwd& params);
 
 void causal_conv1d_cuda_fwd(const CausalConv1dCudaFwd& params, CudaStream stream);
 void causal_conv1d_cuda_bwd(const CausalConv1dCudaBwd& params, CudaStream stream);

@@ -118,6 +118,23 @@ __device__ __forceinline__ void store_four(T* to, float4 x, int count, bool whol
   }
 }
 
+// Shared memory
+
+__device__ __forceinline__ unsigned shared_address(const void* x) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(x));
+}
+
+/// Starts to copy 16 bytes there, or zeros where `there` is false.
+__device__ __forceinline__ void copy_word(void* to, const void* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(there ? 16 : 0));
+}
+
+/// For this thread's copies.
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 // Functions
 
 constexpr float kLog2e = 1.4426950408889634f;

@@ -64,9 +64,6 @@ struct UpdateArrays {
   }
 };
 
-__device__ __forceinline__ unsigned shared_address(const void* shared) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
-}
 __device__ __forceinline__ void copy_ahead(void* shared, const float* from) {
   const unsigned to = shared_address(shared);
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from));

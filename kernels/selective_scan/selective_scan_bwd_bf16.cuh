@@ -2,6 +2,7 @@
 // Pieces of the backward pass of the selective scan for bf16, which is in
 // selective_scan_bwd_bf16.cu: its shared memory, and its sums as matrix products.
 
+#include <retain/kernels/common/tensor_cores.cuh>
 #include <retain/kernels/selective_scan/selective_scan_lanes.cuh>
 
 namespace retain::kernels {
@@ -105,14 +106,6 @@ struct Packed {
   }
 };
 
-__device__ __forceinline__ void multiply(const unsigned (&a)[4], unsigned b0, unsigned b1,
-                                         float (&sum)[4]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 /// Sums over a group of steps: of channels by index, and of indices by channel.
 struct GroupSums {
   float over_channels[4] = {}, over_indices[2][4] = {};
@@ -178,7 +171,7 @@ struct GroupProducts {
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       w[i] = *reinterpret_cast<const unsigned*>(&weights[r][2 * q + 8 * i]);
-    const auto base = static_cast<unsigned>(__cvta_generic_to_shared(slots));
+    const unsigned base = shared_address(slots);
     by_index = base + half_at(row + m / 2 * 8, m % 2) * 16;
     by_channel = base + half_at(row + m % 2 * 8, m / 2) * 16;
   }
@@ -191,16 +184,10 @@ struct GroupProducts {
     for (int k = 0; k < 2; ++k) {
       const unsigned offset = s * sizeof(Slot) + k * 512;
       unsigned a[4], b[4];
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                   : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-                   : "r"(by_index + offset)
-                   : "memory");
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                   : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                   : "r"(by_channel + offset)
-                   : "memory");
-      multiply(a, mine ? f[2 * k] : 0, mine ? f[2 * k + 1] : 0, sums.over_channels);
-      multiply(b, w0, w1, sums.over_indices[k]);
+      load_transposed(by_index + offset, a);
+      load_matrices(by_channel + offset, b);
+      multiply<bf16>(a, mine ? f[2 * k] : 0, mine ? f[2 * k + 1] : 0, sums.over_channels);
+      multiply<bf16>(b, w0, w1, sums.over_indices[k]);
     }
   }
 };

@@ -31,9 +31,8 @@ __device__ __forceinline__ void copy_rows(T (&to)[kLaneSteps][kWide], Rows rows,
 #pragma unroll
   for (int step = 0; step < kLaneSteps; step += kAtOnce) {
     const int s = step + row;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<unsigned>(
-                     __cvta_generic_to_shared(reinterpret_cast<char*>(to[s]) + column))),
-                 "l"(rows.near(first + s, column)), "r"(s < steps && there ? 16 : 0));
+    copy_word(reinterpret_cast<char*>(to[s]) + column, rows.near(first + s, column),
+              s < steps && there);
   }
 }
 

@@ -91,16 +91,10 @@ __device__ __forceinline__ void move_rows(Rows* all, int64_t steps) {
   __syncwarp();
 }
 
-/// For this thread's copies to shared memory.
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
-
 /// Copies four elements to shared memory while the thread goes on; zeros where `there` is false.
 template <typename T>
 __device__ __forceinline__ void copy_four(T* to, const char* from, bool there) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(
-                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)),
                "l"(from), "n"(4 * sizeof(T)), "r"(there ? static_cast<int>(4 * sizeof(T)) : 0));
 }
 

@@ -83,7 +83,8 @@ Pair causal_conv1d_cpu(const Tensor& x, const Tensor& weight, const Optional& bi
 
 Weights causal_conv1d_bwd_into_meta(const Optional&, const Optional&, const Tensor& x,
                                     const Tensor& weight, const Optional& bias, bool,
-                                    const Optional&, const Optional&, const Tensor&) {
+                                    const Optional&, const Optional&, const Optional&,
+                                    const Optional&, const Tensor&) {
   return {at::empty_like(weight),
           at::empty_symint({x.sym_size(2)}, weight.options().dtype(dbias_dtype(weight, bias))),
           std::get<1>(empty_outputs(x, weight))};
@@ -92,9 +93,10 @@ Weights causal_conv1d_bwd_into_meta(const Optional&, const Optional&, const Tens
 Weights causal_conv1d_bwd_into_cpu(const Optional& dy_in, const Optional& dlast_state_in,
                                    const Tensor& x, const Tensor& weight, const Optional& bias,
                                    bool silu, const Optional& initial_state, const Optional& reset,
+                                   const Optional& rows, const Optional& columns,
                                    const Tensor& dx_out) {
   const Arguments args(x, weight, bias, silu, initial_state, reset);
-  const auto dy = with_dense_rows(dy_in, args.dtype);
+  const auto dy = with_dense_rows(with_product(dy_in, rows, columns), args.dtype);
   const auto dlast_state = dense(dlast_state_in, args.dtype);
   const auto options = x.options().dtype(args.dtype);
   const kernels::ConvSizes size{x.size(0), x.size(1), x.size(2), args.taps()};
@@ -130,8 +132,8 @@ Gradients causal_conv1d_bwd(const Optional& dy, const Optional& dlast_state, con
                             const Tensor& weight, const Optional& bias, bool silu,
                             const Optional& initial_state, const Optional& reset) {
   const auto dx = at::empty_symint(x.sym_sizes(), x.options());
-  auto [dweight, dbias, dinitial_state] =
-      causal_conv1d_bwd_into(dy, dlast_state, x, weight, bias, silu, initial_state, reset, dx);
+  auto [dweight, dbias, dinitial_state] = causal_conv1d_bwd_into(
+      dy, dlast_state, x, weight, bias, silu, initial_state, reset, {}, {}, dx);
   return {dx, dweight, dbias, dinitial_state};
 }
 
@@ -216,11 +218,19 @@ Pair causal_conv1d_autocast(const Tensor& x, const Tensor& weight, const Optiona
 Weights causal_conv1d_bwd_into(const Optional& dy, const Optional& dlast_state, const Tensor& x,
                                const Tensor& weight, const Optional& bias, bool silu,
                                const Optional& initial_state, const Optional& reset,
-                               const Tensor& dx) {
+                               const Optional& rows, const Optional& columns, const Tensor& dx) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("retain::causal_conv1d_bwd_into", "")
                              .typed<decltype(causal_conv1d_bwd_into)>();
-  return op.call(dy, dlast_state, x, weight, bias, silu, initial_state, reset, dx);
+  return op.call(dy, dlast_state, x, weight, bias, silu, initial_state, reset, rows, columns, dx);
+}
+
+Tensor with_product(const Optional& dy, const Optional& rows, const Optional& columns) {
+  if (!present(rows)) return value_or_undefined(dy);
+  const auto flat = rows->flatten(0, 1);
+  const auto sum =
+      present(dy) ? at::addmm(dy->flatten(0, 1), flat, *columns) : at::mm(flat, *columns);
+  return sum.view({rows->size(0), rows->size(1), columns->size(1)});
 }
 
 void check_causal_conv1d(const Tensor& x, const Tensor& weight, const Optional& bias,
@@ -288,8 +298,8 @@ TORCH_LIBRARY_FRAGMENT(retain, m) {
       "dbias, Tensor dinitial_state)");
   m.def(
       "causal_conv1d_bwd_into(Tensor? dy, Tensor? dlast_state, Tensor x, Tensor weight, "
-      "Tensor? bias, bool silu, Tensor? initial_state, Tensor? reset, Tensor(a!) dx) "
-      "-> (Tensor dweight, Tensor dbias, Tensor dinitial_state)");
+      "Tensor? bias, bool silu, Tensor? initial_state, Tensor? reset, Tensor? rows, "
+      "Tensor? columns, Tensor(a!) dx) -> (Tensor dweight, Tensor dbias, Tensor dinitial_state)");
 }
 
 TORCH_LIBRARY_IMPL(retain, CPU, m) {

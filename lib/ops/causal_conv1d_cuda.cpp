@@ -65,11 +65,11 @@ std::tuple<Tensor, Tensor> causal_conv1d_cuda(const Tensor& x, const Tensor& wei
 std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd_into_cuda(
     const Optional& dy_in, const Optional& dlast_state_in, const Tensor& x, const Tensor& weight,
     const Optional& bias, bool silu, const Optional& initial_state, const Optional& reset,
-    const Tensor& dx_out) {
+    const Optional& rows, const Optional& columns, const Tensor& dx_out) {
   const c10::cuda::CUDAGuard guard(x.device());
   const Prepared prepared(x, weight, bias, silu, initial_state, reset);
   const auto& in = prepared.in;
-  const auto dy = with_dense_rows(dy_in, x.scalar_type());
+  auto dy = with_dense_rows(dy_in, x.scalar_type());
   const auto dlast_state = dense(dlast_state_in, at::kFloat);
   const bool in_place = dx_out.scalar_type() == x.scalar_type() && dx_out.stride(-1) == 1;
   const auto dx = in_place ? dx_out : prepared.like_x();
@@ -85,6 +85,18 @@ std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd_into_cuda(
       .dweight = mutable_pointer<float>(dweight),
       .dbias = mutable_pointer<float>(dbias),
       .dinitial_state = with_state ? mutable_pointer<float>(dinitial_state) : nullptr};
+  const auto product_rows = with_dense_rows(rows, x.scalar_type()),
+             product_columns = dense(columns, x.scalar_type());
+  if (present(rows)) {
+    params.rows = activations(product_rows);
+    params.columns = product_columns.const_data_ptr();
+    params.P = product_rows.size(2);
+    if (!kernels::conv_adds_product(params)) {
+      params.P = 0;
+      dy = with_product(dy, rows, columns);
+      params.dy = activations(dy);
+    }
+  }
   kernels::cut_into_runs(params);
   const auto dweight_parts = prepared.floats({params.parts, in.D, in.K});
   const auto dbias_parts = prepared.floats({params.parts, in.D});

@@ -20,11 +20,16 @@ inline at::ScalarType dbias_dtype(const Tensor& weight, const std::optional<Tens
 }
 
 /// The pass back: gradients of weight, bias and initial_state; dx, of x's shape and dtype, is
-/// written.
+/// written. To dy adds the product of rows [T, B, P] and columns [P, d_inner], where they are
+/// there.
 std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd_into(
     const std::optional<Tensor>& dy, const std::optional<Tensor>& dlast_state, const Tensor& x,
     const Tensor& weight, const std::optional<Tensor>& bias, bool silu,
     const std::optional<Tensor>& initial_state, const std::optional<Tensor>& reset,
-    const Tensor& dx);
+    const std::optional<Tensor>& rows, const std::optional<Tensor>& columns, const Tensor& dx);
+
+/// dy with that product.
+Tensor with_product(const std::optional<Tensor>& dy, const std::optional<Tensor>& rows,
+                    const std::optional<Tensor>& columns);
 
 }  // namespace retain

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
+#include <retain/lib/ops/casts.h>
 #include <retain/lib/ops/causal_conv1d.h>
 #include <retain/lib/ops/causal_conv1d_tensors.h>
 #include <retain/lib/ops/gradients.h>
@@ -27,32 +28,29 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor>;
 /// The small weights, which the kernels take in fp32: conv_weight, conv_bias, dt_proj_bias, A_log
 /// and D, or their gradients; undefined where absent.
 using SmallWeights = std::array<Tensor, 5>;
-using Types = std::vector<int64_t>;  ///< of theirs, as an IValue holds them; -1 where absent
+using Types = std::array<at::ScalarType, 5>;  ///< of theirs
 
 /// Their own types, or those in which the kernels take them.
 Types types_of(const SmallWeights& weights, bool wide) {
-  Types types;
-  for (const auto& weight : weights) {
-    types.push_back(!weight.defined() ? -1
-                    : wide            ? static_cast<int64_t>(state_dtype(weight))
-                                      : static_cast<int64_t>(weight.scalar_type()));
+  Types types = {};
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const auto& weight = weights[i];
+    if (weight.defined()) types[i] = wide ? state_dtype(weight) : weight.scalar_type();
   }
   return types;
 }
 
-/// Each in its type; all that change it by one launch.
-SmallWeights cast(SmallWeights weights, const Types& types) {
-  std::vector<Tensor> from, to;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    auto& weight = weights[i];
-    const auto type = static_cast<at::ScalarType>(types[i]);
-    if (!weight.defined() || weight.scalar_type() == type) continue;
-    from.push_back(weight);
-    weight = at::empty_like(weight, weight.options().dtype(type));
-    to.push_back(weight);
-  }
-  if (!to.empty()) at::_foreach_copy_(to, from);
-  return weights;
+/// The types as a context holds them.
+std::vector<int64_t> numbers_of(const Types& types) {
+  std::vector<int64_t> numbers;
+  for (const auto type : types) numbers.push_back(static_cast<int64_t>(type));
+  return numbers;
+}
+
+Types types_of(const std::vector<int64_t>& numbers) {
+  Types types = {};
+  for (size_t i = 0; i < types.size(); ++i) types[i] = static_cast<at::ScalarType>(numbers[i]);
+  return types;
 }
 
 // The scan keeps decay and step in fp32 whatever the weights' type.
@@ -123,7 +121,7 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     const SmallWeights small = {conv_weight, value_or_undefined(conv_bias),
                                 value_or_undefined(dt_proj_bias), A_log, value_or_undefined(D)};
     const auto [taps, taps_bias, delta_bias, log_rates, D_skip] =
-        cast(small, types_of(small, /*wide=*/true));
+        cast_together(small, types_of(small, /*wide=*/true));
     const auto [x, new_conv_state] =
         causal_conv1d(x_z[0], taps, if_present(taps_bias), /*silu=*/true, conv_state, reset);
     const auto [x_proj, dt_proj] = ProjectionWeights(x, x_proj_weight, dt_proj_weight);
@@ -143,7 +141,7 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     context->saved_data["y"] = y;
     context->saved_data["every"] = kept.every;
     context->saved_data["dt_rank"] = dt_proj_weight.size(1);
-    context->saved_data["types"] = types_of(small, /*wide=*/false);
+    context->saved_data["types"] = numbers_of(types_of(small, /*wide=*/false));
     return {product(y, out_proj_weight.t()), new_conv_state, new_ssm_state};
   }
 
@@ -181,10 +179,14 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     at::mm_out(ddt, rows_of(ddelta), dt_columns.t());
     const auto ddt_columns = at::mm(rows_of(projected.dt).t(), rows_of(ddelta));
     ddelta.reset();
-    rows_of(dx).addmm_(rows_of(ddt_dB_dC), x_proj);
+    // What x_proj passes back: in half types the convolution adds it on a GPU.
+    const bool on_the_way = dx.is_cuda() && dx.element_size() == 2;
+    if (!on_the_way) rows_of(dx).addmm_(rows_of(ddt_dB_dC), x_proj);
     auto dx_proj = at::mm(rows_of(ddt_dB_dC).t(), rows_of(x));
-    const auto [dtaps, dtaps_bias, dconv_state] = causal_conv1d_bwd_into(
-        dx, if_present(gradients[1]), x_z[0], taps, taps_bias, true, conv_state, reset, dx_dz[0]);
+    const auto [dtaps, dtaps_bias, dconv_state] =
+        causal_conv1d_bwd_into(dx, if_present(gradients[1]), x_z[0], taps, taps_bias, true,
+                               conv_state, reset, on_the_way ? Optional(ddt_dB_dC) : Optional(),
+                               on_the_way ? Optional(x_proj) : Optional(), dx_dz[0]);
     dx.reset();
     constexpr size_t kInput = 0;  // of the tensors among the arguments
     const auto dinput = context->needs_input_grad(kInput) ? product(dxz, in_proj) : Tensor();
@@ -195,10 +197,11 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
       dx_proj =
           at::cat({dx_proj.narrow(0, 0, R), dx_proj.narrow(0, dt_columns.size(0), 2 * d_state)});
     }
+    const SmallWeights dsmall = {dtaps, taps_bias ? dtaps_bias : Tensor(),
+                                 delta_bias ? ddelta_bias : Tensor(), dA.mul_(A),
+                                 D_skip ? dD : Tensor()};
     const auto [dconv_weight, dconv_bias, ddt_bias, dA_log, dD_weight] =
-        cast({dtaps, taps_bias ? dtaps_bias : Tensor(), delta_bias ? ddelta_bias : Tensor(),
-              dA.mul_(A), D_skip ? dD : Tensor()},
-             context->saved_data["types"].toIntVector());
+        cast_together(dsmall, types_of(context->saved_data["types"].toIntVector()));
     return {dinput,      din_proj,   dout_proj,
             dconv_state, dssm_state, dconv_weight,
             dconv_bias,  dx_proj,    ddt_columns.narrow(0, 0, R).t(),

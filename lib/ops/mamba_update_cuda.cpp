@@ -1,27 +1,37 @@
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <retain/kernels/mamba_update/mamba_update_cuda.h>
+#include <retain/lib/ops/casts.h>
 #include <retain/lib/ops/cuda_arguments.h>
 #include <retain/lib/ops/mamba_update_tensors.h>
 #include <torch/library.h>
 
+#include <array>
+
 namespace retain {
 namespace {
 
+constexpr size_t kWeights = 7;
+
+/// conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_proj_bias, A_log and D in fp32.
+std::array<Tensor, kWeights> in_floats(const MambaWeights& w) {
+  std::array<at::ScalarType, kWeights> floats;
+  floats.fill(at::kFloat);
+  return cast_together<kWeights>(
+      {w.conv_weight, w.conv_bias, w.x_proj_weight, w.dt_proj_weight, w.dt_proj_bias, w.A_log, w.D},
+      floats);
+}
+
 /// The kernel's view of one step's arguments, and the tensors that it points into.
 struct Prepared {
-  Tensor xz, conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A_log, D;
+  Tensor xz;
+  std::array<Tensor, kWeights> weights;
   kernels::MambaUpdateCuda params;
 
   Prepared(const Tensor& xz_, const MambaWeights& w, const std::optional<Tensor>& reset)
-      : xz(with_dense_rows(xz_, xz_.scalar_type())),
-        conv_weight(dense(w.conv_weight, at::kFloat)),
-        conv_bias(dense(w.conv_bias, at::kFloat)),
-        x_proj_weight(dense(w.x_proj_weight, at::kFloat)),
-        dt_weight(dense(w.dt_proj_weight, at::kFloat)),
-        dt_bias(dense(w.dt_proj_bias, at::kFloat)),
-        A_log(dense(w.A_log, at::kFloat)),
-        D(dense(w.D, at::kFloat)) {
+      : xz(with_dense_rows(xz_, xz_.scalar_type())), weights(in_floats(w)) {
+    for (auto& weight : weights) weight = dense(weight, at::kFloat);
+    const auto& [conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A_log, D] = weights;
     params.B = xz.size(0);
     params.D = A_log.size(0);
     params.N = A_log.size(1);

@@ -47,9 +47,10 @@ Op reference(const MambaProblem& p) {
 }
 
 std::vector<MambaProblem> block_shapes() {
-  return {MambaProblem{1, 3, 16, 8, 2},       MambaProblem{7, 2, 12, 5, 3},
-          MambaProblem{33, 3, 32, 16, 4},     MambaProblem{130, 1, 64, 16, 4},
-          MambaProblem{20, 5, 36, 32, 20, 3}, MambaProblem{9, 2, 24, 16, 5, 4, false}};
+  return {MambaProblem{1, 3, 16, 8, 2},           MambaProblem{7, 2, 12, 5, 3},
+          MambaProblem{37, 3, 128, 16, 4},        MambaProblem{33, 3, 32, 16, 4},
+          MambaProblem{130, 1, 64, 16, 4},        MambaProblem{20, 5, 36, 32, 20, 3},
+          MambaProblem{9, 2, 24, 16, 5, 4, false}};
 }
 
 TEST_P(MambaBlock, ValuesAndGradientsAreThoseOfTheReferenceInFp64) {
