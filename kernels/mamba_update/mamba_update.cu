@@ -107,7 +107,7 @@ __device__ __forceinline__ float sum_over_lanes(const float (&value)[kRows]) {
 }
 
 /// delta' of the group's rows, all of them to every lane of the channel.
-template <class Layout>
+template <typename W, class Layout>
 __device__ __forceinline__ void step_sizes(const MambaUpdateCuda& p, float4 dt_weight, float bias,
                                            int channel, int lane, const float* totals, int width,
                                            float (&size)[kRows]) {
@@ -123,7 +123,7 @@ __device__ __forceinline__ void step_sizes(const MambaUpdateCuda& p, float4 dt_w
   for (int r = 4 * (Layout::lanes + lane); r < R; r += 4 * Layout::lanes) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float weight = r + i < R ? p.dt_weight[channel * R + r + i] : 0.f;
+      const float weight = r + i < R ? weight_at<W>(p.dt_weight, channel * R + r + i) : 0.f;
 #pragma unroll
       for (int row = 0; row < kRows; ++row) {
         size[row] = fmaf(weight, totals[row * width + r + i], size[row]);
@@ -138,7 +138,7 @@ __device__ __forceinline__ void step_sizes(const MambaUpdateCuda& p, float4 dt_w
 
 /// Advances the thread's states of the group's rows, `live` of which exist; returns y before the
 /// gate of row lane % kRows.
-template <class Layout>
+template <typename W, class Layout>
 __device__ __forceinline__ float advance_rows(const MambaUpdateCuda& p, const ChannelWeights& w,
                                               const UpdateShared<Layout>& shared,
                                               const UpdateArrays<Layout>& arrays, int stage,
@@ -147,8 +147,8 @@ __device__ __forceinline__ float advance_rows(const MambaUpdateCuda& p, const Ch
   const int channel_in_block = threadIdx.x / Layout::lanes, lane = threadIdx.x % Layout::lanes;
   const auto& x = shared.x[place];
   float size[kRows], sum[kRows];
-  step_sizes<Layout>(p, shared.dt_weight[threadIdx.x], w.bias, channel, lane, totals, arrays.width,
-                     size);
+  step_sizes<W, Layout>(p, shared.dt_weight[threadIdx.x], w.bias, channel, lane, totals,
+                        arrays.width, size);
   const float* B_at = totals + arrays.rank + 4 * lane;
 #pragma unroll
   for (int row = 0; row < kRows; ++row, B_at += arrays.width) {
@@ -172,8 +172,8 @@ __device__ __forceinline__ float advance_rows(const MambaUpdateCuda& p, const Ch
 }
 
 /// Each cluster takes groups of kRows rows, every (gridDim / blocks)-th. Empty where there are no
-/// clusters: below compute capability 9.0.
-template <typename T, class Layout>
+/// clusters: below compute capability 9.0. Activations are T, weights W.
+template <typename T, typename W, class Layout>
 __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void mamba_update(
     const __grid_constant__ MambaUpdateCuda p) {
 #if __CUDA_ARCH__ >= 900
@@ -224,10 +224,10 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void mamba_u
     }
   };
 
-  load_shared(p, first, shared, arrays.x_proj(memory), arrays.outputs);
+  load_shared<W>(p, first, shared, arrays.x_proj(memory), arrays.outputs);
   fetch_states(b, 0);
   if (conv_row < kRows) inputs.fetch(p, b + conv_row, first + conv_at);
-  const ChannelWeights weights = load_channel(p, channel, p.A_log + state);
+  const ChannelWeights weights = load_channel<W>(p, channel, state);
   for (int i = threadIdx.x; i < 2 * kRows * arrays.width; i += Layout::threads) {
     arrays.totals(memory)[i] = 0;  // dt's padding stays so
   }
@@ -266,8 +266,8 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void mamba_u
                       my_sums + later * arrays.sums_size(), &shared.arrived[later]);
     }
     await_all_but_newest();
-    const float y = advance_rows(p, weights, shared, arrays, now, place, totals, channel, live,
-                                 p.new_ssm_state + b * kRowStates + state);
+    const float y = advance_rows<W>(p, weights, shared, arrays, now, place, totals, channel, live,
+                                    p.new_ssm_state + b * kRowStates + state);
     if (lane < live) {
       const float gate = to_float(z);
       static_cast<T*>(p.y)[(b + lane) * kD + channel] =
@@ -307,10 +307,38 @@ bool dispatch_update_layout(const MambaUpdateCuda& p, const Run& run) {
   return found;
 }
 
+template <typename T, typename W, class Layout>
+void launch(const MambaUpdateCuda& p, CudaStream stream) {
+  const auto kernel = mamba_update<T, W, Layout>;
+  const size_t bytes = UpdateArrays<Layout>(p.R).bytes();
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                       static_cast<int>(bytes));
+  cudaLaunchAttribute cluster[2] = {};
+  cluster[0].id = cudaLaunchAttributeClusterDimension;
+  cluster[0].val.clusterDim = {Layout::blocks, 1, 1};
+  // Blocks of a cluster may share a multiprocessor: more clusters find room.
+  cluster[1].id = cudaLaunchAttributeClusterSchedulingPolicyPreference;
+  cluster[1].val.clusterSchedulingPolicyPreference = cudaClusterSchedulingPolicyLoadBalancing;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(Layout::blocks);
+  config.blockDim = dim3(Layout::threads);
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  config.attrs = cluster;
+  config.numAttrs = 2;
+  int resident = 1;  // clusters that run at once
+  cudaOccupancyMaxActiveClusters(&resident, kernel, &config);
+  const int64_t groups = (p.B + kRows - 1) / kRows;
+  const int64_t turns = (groups + resident - 1) / std::max(resident, 1);
+  const int64_t clusters = (groups + turns - 1) / turns;
+  config.gridDim = dim3(static_cast<unsigned>(clusters * Layout::blocks));
+  cudaLaunchKernelEx(&config, kernel, p);
+}
+
 /// Whether what this build has for the current device knows clusters.
 bool has_clusters() {
   cudaFuncAttributes attributes = {};
-  const auto any = mamba_update<float, UpdateLayout<4, 128, 1>>;
+  const auto any = mamba_update<float, float, UpdateLayout<4, 128, 1>>;
   return cudaFuncGetAttributes(&attributes, any) == cudaSuccess && attributes.ptxVersion >= 90;
 }
 
@@ -335,33 +363,11 @@ void mamba_update_cuda(const MambaUpdateCuda& p, CudaStream stream) {
     using T = decltype(element);
     dispatch_update_layout(p, [&](auto layout) {
       using Layout = decltype(layout);
-      const auto kernel = mamba_update<T, Layout>;
-      const size_t bytes = UpdateArrays<Layout>(p.R).bytes();
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           static_cast<int>(bytes));
-      cudaLaunchAttribute cluster[2] = {};
-      cluster[0].id = cudaLaunchAttributeClusterDimension;
-      cluster[0].val.clusterDim = {Layout::blocks, 1, 1};
-      // Blocks of a cluster may share a multiprocessor: more clusters find room.
-      cluster[1].id = cudaLaunchAttributeClusterSchedulingPolicyPreference;
-      cluster[1].val.clusterSchedulingPolicyPreference = cudaClusterSchedulingPolicyLoadBalancing;
-      cudaLaunchConfig_t config = {};
-      config.gridDim = dim3(Layout::blocks);
-      config.blockDim = dim3(Layout::threads);
-      config.dynamicSmemBytes = bytes;
-      config.stream = stream;
-      config.attrs = cluster;
-      config.numAttrs = 2;
-      int resident = 1;  // clusters that run at once
-      cudaOccupancyMaxActiveClusters(&resident, kernel, &config);
-      const int64_t groups = (p.B + kRows - 1) / kRows;
-      const int64_t turns = (groups + resident - 1) / std::max(resident, 1);
-      const int64_t clusters = (groups + turns - 1) / turns;
-      config.gridDim = dim3(static_cast<unsigned>(clusters * Layout::blocks));
-      cudaLaunchKernelEx(&config, kernel, p);
-      check_launch("mamba_update");
+      const bool wide = p.weight_type == ActivationType::fp32;
+      wide ? launch<T, float, Layout>(p, stream) : launch<T, T, Layout>(p, stream);
     });
   });
+  check_launch("mamba_update");
 }
 
 }  // namespace retain::kernels

@@ -111,33 +111,64 @@ struct ChannelWeights {
   float A[4], bias, D;
 };
 
+/// Element i of a weight of type W.
+template <typename W>
+__device__ __forceinline__ float weight_at(const void* weight, int i) {
+  return to_float(static_cast<const W*>(weight)[i]);
+}
+
+/// The same of one that may be absent, and then is 0.
+template <typename W>
+__device__ __forceinline__ float optional_at(const void* weight, int i) {
+  return weight != nullptr ? weight_at<W>(weight, i) : 0.f;
+}
+
+/// Four from element i on, which lie on their boundary.
+template <typename W>
+__device__ __forceinline__ float4 four_weights_at(const void* weight, int i) {
+  return widen<W>(*reinterpret_cast<const Four<W>*>(static_cast<const W*>(weight) + i));
+}
+
+/// The same into shared memory, at the latest by the next close_copies and await of this thread.
+template <typename W>
+__device__ __forceinline__ void bring_four(float* shared, const void* weight, int i) {
+  if constexpr (std::is_same_v<W, float>) {
+    copy_ahead(shared, static_cast<const float*>(weight) + i);
+  } else {
+    *reinterpret_cast<float4*>(shared) = four_weights_at<W>(weight, i);
+  }
+}
+
+/// `state`: of the thread's first state in [D, N].
+template <typename W>
 __device__ __forceinline__ ChannelWeights load_channel(const MambaUpdateCuda& p, int channel,
-                                                       const float* A_at) {
-  const float4 A_log = *reinterpret_cast<const float4*>(A_at);
+                                                       int state) {
+  const float4 A_log = four_weights_at<W>(p.A_log, state);
   return {.A = {-expf(A_log.x) * kLog2e, -expf(A_log.y) * kLog2e, -expf(A_log.z) * kLog2e,
                 -expf(A_log.w) * kLog2e},
-          .bias = p.dt_bias != nullptr ? p.dt_bias[channel] : 0.f,
-          .D = p.D_skip != nullptr ? p.D_skip[channel] : 0.f};
+          .bias = optional_at<W>(p.dt_bias, channel),
+          .D = optional_at<W>(p.D_skip, channel)};
 }
 
 /// The weights that lie in shared memory.
-template <class Layout>
+template <typename W, class Layout>
 __device__ __forceinline__ void load_shared(const MambaUpdateCuda& p, int first,
                                             UpdateShared<Layout>& shared, float* x_proj,
                                             int outputs) {
   constexpr int kFours = Layout::channels / 4;  // of one output
   for (int i = threadIdx.x; i < outputs * kFours; i += Layout::threads) {
-    copy_ahead(x_proj + 4 * i, p.x_proj_weight + i / kFours * Layout::D + first + i % kFours * 4);
+    bring_four<W>(x_proj + 4 * i, p.x_proj_weight, i / kFours * Layout::D + first + i % kFours * 4);
   }
   for (int i = threadIdx.x; i < Layout::channels; i += Layout::threads) {
-    copy_ahead(&shared.taps[i], p.conv_weight + (first + i) * kTaps);
-    shared.conv_bias[i] = p.conv_bias != nullptr ? p.conv_bias[first + i] : 0.f;
+    bring_four<W>(&shared.taps[i].x, p.conv_weight, (first + i) * kTaps);
+    shared.conv_bias[i] = optional_at<W>(p.conv_bias, first + i);
   }
   const int R = static_cast<int>(p.R), lane = threadIdx.x % Layout::lanes;
-  const float* dt = p.dt_weight + (first + threadIdx.x / Layout::lanes) * R;
+  const int dt = (first + threadIdx.x / Layout::lanes) * R;
   float w[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) w[i] = 4 * lane + i < R ? dt[4 * lane + i] : 0.f;
+  for (int i = 0; i < 4; ++i)
+    w[i] = 4 * lane + i < R ? weight_at<W>(p.dt_weight, dt + 4 * lane + i) : 0.f;
   shared.dt_weight[threadIdx.x] = {w[0], w[1], w[2], w[3]};
   close_copies();
 }

@@ -27,7 +27,7 @@ kernels::TimeMajor<T> mutable_time_major(const Tensor& tensor) {
 }
 
 /// The type that all those which are there share; fp32 where they differ.
-inline at::ScalarType common_dtype(std::initializer_list<Tensor> tensors) {
+inline at::ScalarType common_dtype(c10::ArrayRef<Tensor> tensors) {
   const auto first = tensors.begin()->scalar_type();
   const bool same = std::all_of(tensors.begin(), tensors.end(), [&](const Tensor& tensor) {
     return !tensor.defined() || tensor.scalar_type() == first;

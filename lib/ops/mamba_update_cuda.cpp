@@ -13,13 +13,22 @@ namespace {
 
 constexpr size_t kWeights = 7;
 
-/// conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_proj_bias, A_log and D in fp32.
-std::array<Tensor, kWeights> in_floats(const MambaWeights& w) {
-  std::array<at::ScalarType, kWeights> floats;
-  floats.fill(at::kFloat);
-  return cast_together<kWeights>(
-      {w.conv_weight, w.conv_bias, w.x_proj_weight, w.dt_proj_weight, w.dt_proj_bias, w.A_log, w.D},
-      floats);
+/// conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_proj_bias, A_log and D as the kernel
+/// takes them: all of xz's type, or all in fp32.
+std::array<Tensor, kWeights> weights_of(const Tensor& xz, const MambaWeights& w) {
+  std::array<Tensor, kWeights> weights = {
+      w.conv_weight, w.conv_bias, w.x_proj_weight, w.dt_proj_weight, w.dt_proj_bias, w.A_log, w.D};
+  const bool same = common_dtype(weights) == xz.scalar_type();
+  std::array<at::ScalarType, kWeights> types;
+  types.fill(same ? xz.scalar_type() : at::kFloat);
+  weights = cast_together(weights, types);
+  for (auto& weight : weights) weight = dense(weight, types[0]);
+  return weights;
+}
+
+/// nullptr for an undefined tensor.
+const void* address(const Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr() : nullptr;
 }
 
 /// The kernel's view of one step's arguments, and the tensors that it points into.
@@ -29,8 +38,7 @@ struct Prepared {
   kernels::MambaUpdateCuda params;
 
   Prepared(const Tensor& xz_, const MambaWeights& w, const std::optional<Tensor>& reset)
-      : xz(with_dense_rows(xz_, xz_.scalar_type())), weights(in_floats(w)) {
-    for (auto& weight : weights) weight = dense(weight, at::kFloat);
+      : xz(with_dense_rows(xz_, xz_.scalar_type())), weights(weights_of(xz, w)) {
     const auto& [conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A_log, D] = weights;
     params.B = xz.size(0);
     params.D = A_log.size(0);
@@ -38,15 +46,16 @@ struct Prepared {
     params.K = conv_weight.size(1);
     params.R = dt_weight.size(1);
     params.type = activation_type(xz.scalar_type());
+    params.weight_type = activation_type(A_log.scalar_type());
     params.xz = xz.const_data_ptr();
     params.xz_stride = xz.stride(0);
-    params.conv_weight = pointer<float>(conv_weight);
-    params.conv_bias = pointer<float>(conv_bias);
-    params.x_proj_weight = pointer<float>(x_proj_weight);
-    params.dt_weight = pointer<float>(dt_weight);
-    params.dt_bias = pointer<float>(dt_bias);
-    params.A_log = pointer<float>(A_log);
-    params.D_skip = pointer<float>(D);
+    params.conv_weight = address(conv_weight);
+    params.conv_bias = address(conv_bias);
+    params.x_proj_weight = address(x_proj_weight);
+    params.dt_weight = address(dt_weight);
+    params.dt_bias = address(dt_bias);
+    params.A_log = address(A_log);
+    params.D_skip = address(D);
     if (!present(reset)) return;
     params.reset = reset->const_data_ptr<bool>();
     params.reset_stride = reset->stride(0);

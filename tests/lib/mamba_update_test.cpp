@@ -42,6 +42,22 @@ TEST_P(MambaUpdate, InPlaceIsTheSameBits) {
   }
 }
 
+TEST_P(MambaUpdate, WeightsOfAnyTypeAreThoseWidened) {
+  const at::NoGradGuard no_grad;
+  for (const auto& p : odd_mamba_shapes()) {
+    SCOPED_TRACE(::testing::Message() << p.B << " " << p.D << " " << p.N << " " << p.R);
+    for (const auto dtype : {at::kBFloat16, at::kHalf}) {
+      const auto narrow = to(inputs_of(p), dtype);
+      auto wide = narrow, mixed = narrow;
+      for (size_t i = 3; i < wide.size(); ++i) wide[i] = narrow[i].to(at::kFloat);
+      mixed[6] = wide[6];
+      const auto expected = on(device(), updates(p))(wide);
+      expect_bit_equal(on(device(), updates(p))(narrow), expected);
+      expect_bit_equal(on(device(), updates(p))(mixed), expected);
+    }
+  }
+}
+
 TEST_P(MambaUpdate, WritesStatesOfAnyLayoutWhereTheyLie) {
   const at::NoGradGuard no_grad;
   const MambaProblem p{1, 3, 20, 8, 4};
