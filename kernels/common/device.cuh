@@ -182,13 +182,13 @@ __device__ __forceinline__ float softplus_of(float x, float e) {
 
 __device__ __forceinline__ float softplus(float x) { return softplus_of(x, exp_of_minus(x)); }
 
-/// The same within 4e-6 of it, at half the instructions.
+/// The same within 6e-5 of it, at less than half the instructions.
 __device__ __forceinline__ float softplus_near(float x) {
   const float e = exp2_fast(-kLog2e * fabsf(x));
   float log2;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log2) : "f"(1.f + e));
-  const float few = e * fmaf(e, fmaf(e, fmaf(e, -.25f, .33333333f), -.5f), 1.f);
-  return fmaxf(x, 0.f) + (e < .0625f ? few : log2 * kLn2);
+  const float few = fmaf(-.5f * e, e, e);  // of its series
+  return fmaxf(x, 0.f) + (e < .00390625f ? few : log2 * kLn2);
 }
 
 /// As near as activations of a type ask for.

@@ -146,8 +146,8 @@ __device__ __forceinline__ void finish_gate(Bf16Shared<kWarps>& shared, const Pa
 
 /// 1 - e^-x for x >= 0: the derivative of softplus where it is x.
 __device__ __forceinline__ float slope_of(float x) {
-  const float near = x * fmaf(x, fmaf(x, .16666667f, -.5f), 1.f);
-  return x < .03125f ? near : 1.f - exp2_fast(-kLog2e * x);
+  const float near = fmaf(-.5f * x, x, x);
+  return x < .00390625f ? near : 1.f - exp2_fast(-kLog2e * x);
 }
 
 /// du and ddelta of a group.
