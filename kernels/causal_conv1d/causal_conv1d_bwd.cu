@@ -6,7 +6,7 @@
 // four channels with the windows of x and of the unfinished dx, the weights and their gradients in
 // registers; behind a run it goes a few steps on, which finish the last dx. A block adds up its
 // threads' dweight in shared memory, a second kernel the blocks', always in the same order. A step
-// that no gradient reaches adds nothing, even if its inputs are NaN.
+// that no gradient reaches adds nothing, even if its inputs are NaN. To dy may add a product.
 
 #include <retain/kernels/causal_conv1d/causal_conv1d_product.cuh>
 #include <retain/kernels/common/sum_parts.cuh>
@@ -128,19 +128,19 @@ struct Channels {
 };
 
 /// A walk over a run.
-template <typename T, int K, bool kSilu, class Product>
+template <typename T, int K, bool kSilu, class Addend>
 struct Walk {
   static constexpr bool kAhead = sizeof(T) == 2;  ///< chunks are loaded while one is worked on
   Channels<K>& channels;
-  Product& product;
+  Addend& addend;
   Stream<T> x_stream, dy_stream;
   float x[K - 1 + kSteps][4], dx[K - 1 + kSteps][4];  ///< before a chunk, then its own
   int first;    ///< the first input that counts, from the chunk's first step on
   bool finite;  ///< the inputs before the chunk
 
   __device__ __forceinline__ Walk(const CausalConv1dCudaBwd& p, const ConvPlace& place,
-                                  int64_t stop, Channels<K>& all, Product& product)
-      : channels(all), product(product), x_stream(p.in.x, place), dy_stream(p.dy, place) {
+                                  int64_t stop, Channels<K>& all, Addend& besides)
+      : channels(all), addend(besides), x_stream(p.in.x, place), dy_stream(p.dy, place) {
     x_stream.fetch_part(stop - place.begin);
     dy_stream.fetch_part(stop - place.begin);
     first = warm_up<T, K>(p.in, place, x);
@@ -162,9 +162,9 @@ struct Walk {
       if (kCareful && (resets >> i & 1)) first = i;
       float dy[4];
       unpack(widen<T>(dy_stream.four[i]), dy);
-      if constexpr (Product::kThere) {
+      if constexpr (Addend::kThere) {
         float besides[4];
-        unpack(product.at(at + i), besides);
+        unpack(addend.at(at + i), besides);
 #pragma unroll
         for (int c = 0; c < 4; ++c) dy[c] += besides[c];
       }
@@ -240,9 +240,9 @@ struct Walk {
 };
 
 /// The gradients of a chunk's inputs that no later step adds to; t: its first step.
-template <typename T, int K, bool kSilu, class Product>
+template <typename T, int K, bool kSilu, class Addend>
 __device__ __forceinline__ void store_finished(const CausalConv1dCudaBwd& p, const ConvPlace& place,
-                                               int64_t t, const Walk<T, K, kSilu, Product>& walk) {
+                                               int64_t t, const Walk<T, K, kSilu, Addend>& walk) {
   const int64_t first = t - (K - 1);
   if (first >= place.begin && first + kSteps <= place.end) {
     T* to = place.at<T>(p.dx, first);
@@ -255,9 +255,9 @@ __device__ __forceinline__ void store_finished(const CausalConv1dCudaBwd& p, con
 }
 
 /// The same for the row's last chunk: all its inputs, and the gradient of the last state in them.
-template <typename T, int K, bool kSilu, class Product>
+template <typename T, int K, bool kSilu, class Addend>
 __device__ __forceinline__ void store_last(const CausalConv1dCudaBwd& p, const ConvPlace& place,
-                                           int64_t t, Walk<T, K, kSilu, Product>& walk) {
+                                           int64_t t, Walk<T, K, kSilu, Addend>& walk) {
 #pragma unroll
   for (int i = 0; i < K - 1 + kSteps; ++i) {
     const int64_t s = t - (K - 1) + i, from_end = s - p.in.T;
@@ -273,13 +273,13 @@ __device__ __forceinline__ void store_last(const CausalConv1dCudaBwd& p, const C
 }
 
 /// One run, and a chunk behind it.
-template <typename T, int K, bool kSilu, class Product>
+template <typename T, int K, bool kSilu, class Addend>
 __device__ __forceinline__ void walk_run(const CausalConv1dCudaBwd& p, const ConvPlace& place,
-                                         Channels<K>& channels, Product& product) {
+                                         Channels<K>& channels, Addend& addend) {
   const auto& in = p.in;
   const int64_t stop = min(place.end + kSteps, in.T);
-  if constexpr (Product::kThere) product.fetch(place.begin, place.b, stop);
-  Walk<T, K, kSilu, Product> walk(p, place, stop, channels, product);
+  if constexpr (Addend::kThere) addend.fetch(place.begin, place.b, stop);
+  Walk<T, K, kSilu, Addend> walk(p, place, stop, channels, addend);
   ResetFlags flags(in, place);
   flags.fetch(static_cast<int>(min(stop - place.begin, int64_t{kSteps})));
   for (int64_t t = place.begin;; t += kSteps) {
@@ -287,9 +287,9 @@ __device__ __forceinline__ void walk_run(const CausalConv1dCudaBwd& p, const Con
     flags.fetch(static_cast<int>(min(stop - t - kSteps, int64_t{kSteps})));
     const bool more = t + 2 * kSteps <= stop;
     int at = 0;
-    if constexpr (Product::kThere) {
+    if constexpr (Addend::kThere) {
       at = static_cast<int>(t - place.begin) % kProductSteps;
-      if (at == 0) product.make(t + kProductSteps, place.b, stop);
+      if (at == 0) addend.make(t + kProductSteps, place.b, stop);
     }
     walk.take(resets, t < place.end, more, at);
     if (t + kSteps >= in.T) return store_last<T>(p, place, t, walk);
@@ -326,7 +326,7 @@ __device__ __forceinline__ void store_parts(const CausalConv1dCudaBwd& p, int ac
   }
 }
 
-template <typename T, int K, bool kSilu, template <typename> class Adds>
+template <typename T, int K, bool kSilu, class Addend>
 __global__ __launch_bounds__(kThreads,
                              3) void conv_bwd(const __grid_constant__ CausalConv1dCudaBwd p,
                                               int across, unsigned tiles) {
@@ -335,28 +335,30 @@ __global__ __launch_bounds__(kThreads,
   const unsigned tile = blockIdx.x % tiles, part = blockIdx.x / tiles;
   ConvPlace place(int64_t{tile} * across + threadIdx.x % across);
   Channels<K> channels;
-  Adds<T> product(p, int64_t{tile} * kProductChannels, memory);
+  Addend addend(p, int64_t{tile} * kProductChannels, memory);
   if (place.channel < in.D) {
     load_taps(in.weight, place, channels.tap);
     load_floats(in.bias, place.channel, place, channels.bias);
     const int64_t down = kThreads / across, items = conv_runs(in) * in.B;
     for (int64_t i = part * down + threadIdx.x / across; i < items; i += p.parts * down) {
       place.go_to(in, i / in.B, i % in.B);
-      walk_run<T, K, kSilu>(p, place, channels, product);
+      walk_run<T, K, kSilu>(p, place, channels, addend);
     }
   }
-  if (product.kThere) __syncthreads();  // its memory serves once more
+  if (Addend::kThere) __syncthreads();  // its memory serves once more
   store_parts(p, across, tile, part, channels.dtap, channels.dbias);
 }
 
-template <typename T, int K, bool kSilu, template <typename> class Adds>
+template <typename T, int K, bool kSilu, class Addend>
 void launch(const CausalConv1dCudaBwd& p, CudaStream stream) {
   const int across = fours_across(p.in.D);
   const auto tiles = static_cast<unsigned>(tiles_of(p.in, across));
   const auto parts_bytes = static_cast<int>(kThreads * (4 * K + 4) * sizeof(float));
-  const int bytes = std::max(parts_bytes, Adds<T>::bytes(p.P, kThreads / 32));
-  const auto kernel = conv_bwd<T, K, kSilu, Adds>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const int bytes = std::max(parts_bytes, Addend::bytes(p.P, kThreads / 32));
+  const auto kernel = conv_bwd<T, K, kSilu, Addend>;
+  if (Addend::kThere) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  }
   kernel<<<static_cast<unsigned>(tiles * p.parts), kThreads, bytes, stream>>>(p, across, tiles);
 }
 
@@ -364,7 +366,7 @@ void launch_windows(const CausalConv1dCudaBwd& p, CudaStream stream) {
   dispatch_conv(p.in, [&](auto element, auto taps, auto silu) {
     using T = decltype(element);
     if constexpr (sizeof(T) == 2 && silu()) {
-      if (p.P > 0) return launch<T, taps(), silu(), Product>(p, stream);
+      if (p.P > 0) return launch<T, taps(), silu(), Product<T>>(p, stream);
     }
     launch<T, taps(), silu(), NoProduct>(p, stream);
   });
@@ -385,7 +387,7 @@ bool conv_adds_product(const CausalConv1dCudaBwd& p) {
   return p.in.type != ActivationType::fp32 && p.in.silu && !conv_needs_dsum(p) &&
          p.in.D % kProductChannels == 0 && p.P <= kProductMost && p.P % 8 == 0 &&
          p.rows.stride_t % 8 == 0 && p.rows.stride_b % 8 == 0 && on_words(p.rows.data) &&
-         on_words(p.columns);
+         on_words(p.columns) && Product<__half>::bytes(p.P, kThreads / 32) <= most_shared_memory();
 }
 
 bool conv_needs_dsum(const CausalConv1dCudaBwd& p) {

@@ -12,14 +12,13 @@ constexpr int kProductSteps = 16, kProductChannels = 128;
 constexpr int kProductMost = 128;  ///< columns of `rows`, at most
 
 /// None.
-template <typename T>
 struct NoProduct {
   static constexpr bool kThere = false;
   static int bytes(int64_t, int) { return 0; }
   __device__ __forceinline__ NoProduct(const CausalConv1dCudaBwd&, int64_t, char*) {}
 };
 
-/// A warp's share of shared memory, and the block's.
+/// The product as a warp makes it; lanes own neighbouring fours of channels.
 template <typename T>
 class Product {
  public:
