@@ -18,9 +18,11 @@ inline bool has_cuda_kernels() {
 }
 
 /// A test of kernels that run on a GPU only.
-#define RETAIN_NEEDS_CUDA()                          \
-  if (!at::hasCUDA()) GTEST_SKIP() << "needs a GPU"; \
-  if (!retain::testing::has_cuda_kernels()) GTEST_SKIP() << "this build has no CUDA kernels"
+#define RETAIN_NEEDS_CUDA()                                                                     \
+  do {                                                                                          \
+    if (!at::hasCUDA()) GTEST_SKIP() << "needs a GPU";                                          \
+    if (!retain::testing::has_cuda_kernels()) GTEST_SKIP() << "this build has no CUDA kernels"; \
+  } while (false)
 
 inline at::Tensor cuda(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.to(at::kCUDA) : tensor;
