@@ -167,8 +167,9 @@ __device__ __forceinline__ void load_shared(const MambaUpdateCuda& p, int first,
   const int dt = (first + threadIdx.x / Layout::lanes) * R;
   float w[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < 4; ++i) {
     w[i] = 4 * lane + i < R ? weight_at<W>(p.dt_weight, dt + 4 * lane + i) : 0.f;
+  }
   shared.dt_weight[threadIdx.x] = {w[0], w[1], w[2], w[3]};
   close_copies();
 }
