@@ -104,15 +104,9 @@ inline dim3 flat_grid(const CausalConv1dCudaInputs& in, int threads) {
 /// Whether every four channels lie on their own boundary in memory.
 inline bool in_fours(const CausalConv1dCudaInputs& in, std::initializer_list<Activations> all,
                      std::initializer_list<const float*> states) {
-  const auto on = [](const void* data, int64_t bytes) {
-    return reinterpret_cast<uintptr_t>(data) % bytes == 0;
-  };
-  const int64_t bytes = in.type == ActivationType::fp32 ? 16 : 8;
-  bool whole = in.D % 4 == 0 && on(in.weight, 16);
-  for (const auto& x : all) {
-    whole = whole && on(x.data, bytes) && x.stride_t % 4 == 0 && x.stride_b % 4 == 0;
-  }
-  for (const float* state : states) whole = whole && on(state, 16);
+  bool whole = in.D % 4 == 0 && lies_on(in.weight, 16);
+  for (const auto& x : all) whole = whole && lies_in_words(x, in.type, 4);
+  for (const float* state : states) whole = whole && lies_on(state, 16);
   return whole;
 }
 

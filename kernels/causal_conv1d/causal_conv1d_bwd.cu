@@ -112,13 +112,11 @@ bool lies_in_fours(const CausalConv1dCudaBwd& p) {
 }  // namespace
 
 bool conv_adds_product(const CausalConv1dCudaBwd& p) {
-  const auto on_words = [](const void* data) {
-    return reinterpret_cast<uintptr_t>(data) % 16 == 0;
-  };
+  constexpr int64_t kWord = 8;  // elements of half types
   return p.in.type != ActivationType::fp32 && p.in.silu && !conv_needs_dsum(p) &&
-         p.in.D % kProductChannels == 0 && p.P <= kProductMost && p.P % 8 == 0 &&
-         p.rows.stride_t % 8 == 0 && p.rows.stride_b % 8 == 0 && on_words(p.rows.data) &&
-         on_words(p.columns) && Product<__half>::bytes(p.P, kThreads / 32) <= most_shared_memory();
+         p.in.D % kProductChannels == 0 && p.P <= kProductMost && p.P % kWord == 0 &&
+         lies_in_words(p.rows, p.in.type, kWord) && lies_on(p.columns, 16) &&
+         Product<__half>::bytes(p.P, kThreads / 32) <= most_shared_memory();
 }
 
 bool conv_needs_dsum(const CausalConv1dCudaBwd& p) {

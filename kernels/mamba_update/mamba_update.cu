@@ -345,16 +345,15 @@ bool has_clusters() {
 }  // namespace
 
 bool mamba_update_cuda_takes(const MambaUpdateCuda& p) {
-  const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   bool fits = false;
   dispatch_update_layout(p, [&](auto layout) {
     const auto bytes = static_cast<int64_t>(UpdateArrays<decltype(layout)>(p.R).bytes());
     fits = has_clusters() && bytes <= most_shared_memory();
   });
   const int64_t largest = p.B * std::max({p.D * p.N, p.xz_stride, p.reset_stride, 4 * p.D});
-  return fits && p.K == kTaps && largest < INT32_MAX && aligned(p.ssm_state) &&
-         aligned(p.new_ssm_state) && aligned(p.A_log) && aligned(p.conv_weight) &&
-         aligned(p.x_proj_weight);
+  return fits && p.K == kTaps && largest < INT32_MAX && lies_on(p.ssm_state, 16) &&
+         lies_on(p.new_ssm_state, 16) && lies_on(p.A_log, 16) && lies_on(p.conv_weight, 16) &&
+         lies_on(p.x_proj_weight, 16);
 }
 
 void mamba_update_cuda(const MambaUpdateCuda& p, CudaStream stream) {

@@ -283,15 +283,9 @@ __global__ void long_dweight(const __grid_constant__ RmsNormCudaBwd p) {
 /// Whether rows fit into registers and all fours lie on their own boundary in memory.
 bool in_fours(int64_t D, std::initializer_list<const void*> floats,
               std::initializer_list<std::pair<Activations, ActivationType>> all) {
-  const auto on = [](const void* data, int64_t bytes) {
-    return reinterpret_cast<uintptr_t>(data) % bytes == 0;
-  };
   bool whole = D % 4 == 0 && D <= kLongest;
-  for (const void* data : floats) whole = whole && on(data, 16);
-  for (const auto& [x, type] : all) {
-    whole = whole && on(x.data, type == ActivationType::fp32 ? 16 : 8) && x.stride_t % 4 == 0 &&
-            x.stride_b % 4 == 0;
-  }
+  for (const void* data : floats) whole = whole && lies_on(data, 16);
+  for (const auto& [x, type] : all) whole = whole && lies_in_words(x, type, 4);
   return whole;
 }
 

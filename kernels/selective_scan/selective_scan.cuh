@@ -171,9 +171,7 @@ struct Alignment {
   }
 
   static bool in_fours(const SelectiveScanCudaInputs& in, const Activations& x) {
-    const int64_t bytes = in.type == ActivationType::fp32 ? 16 : 8;
-    return reinterpret_cast<uintptr_t>(x.data) % bytes == 0 && x.stride_t % 4 == 0 &&
-           x.stride_b % 4 == 0;
+    return lies_in_words(x, in.type, 4);
   }
 };
 

@@ -89,8 +89,7 @@ inline ActivationType scan_checkpoint_type(int64_t N, ActivationType type) {
 
 /// How often: such that what it keeps is no larger than u, for d_state up to 64.
 inline int64_t scan_checkpoint_every(int64_t N, ActivationType type) {
-  const auto size = [](ActivationType of) { return of == ActivationType::fp32 ? 4 : 2; };
-  const int64_t steps = size(scan_checkpoint_type(N, type)) * N / size(type);
+  const int64_t steps = element_bytes(scan_checkpoint_type(N, type)) * N / element_bytes(type);
   const int64_t wanted = (steps + kScanCudaTile - 1) / kScanCudaTile * kScanCudaTile;
   return std::clamp<int64_t>(wanted, kScanCudaTile, N > 128 ? 64 : 128);
 }

@@ -57,10 +57,7 @@ template <typename T>
 Words in_words(const SelectiveScanCudaInputs& in, const Alignment& aligned,
                std::initializer_list<Activations> all) {
   constexpr int64_t kWord = 16 / sizeof(T);
-  const auto whole = [&](const Activations& x) {
-    return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride_t % kWord == 0 &&
-           x.stride_b % kWord == 0;
-  };
+  const auto whole = [&](const Activations& x) { return lies_in_words(x, in.type, kWord); };
   Words words{aligned.near && in.D / in.G % kWord == 0,
               aligned.near && in.N % kWord == 0 && in.B_stride_g % kWord == 0 &&
                   in.C_stride_g % kWord == 0 && whole(in.B_matrix) && whole(in.C_matrix)};

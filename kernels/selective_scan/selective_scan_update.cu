@@ -136,14 +136,11 @@ __global__ __launch_bounds__(Layout::threads) void scan_update(
 template <typename T, class Layout>
 bool in_words(const SelectiveScanCudaFwd& p) {
   const auto& in = p.in;
-  const auto aligned = [](const void* x, int64_t bytes) {
-    return reinterpret_cast<uintptr_t>(x) % bytes == 0;
-  };
   const auto matrix = [&](const Activations& x, int64_t stride_g) {
-    return aligned(x.data, 4 * sizeof(T)) && x.stride_b % 4 == 0 && stride_g % 4 == 0;
+    return lies_on(x.data, 4 * sizeof(T)) && x.stride_b % 4 == 0 && stride_g % 4 == 0;
   };
-  return in.N == Layout::padded_n && aligned(p.initial_state, 16) && aligned(p.last_state, 16) &&
-         aligned(in.A, 16) && matrix(in.B_matrix, in.B_stride_g) &&
+  return in.N == Layout::padded_n && lies_on(p.initial_state, 16) && lies_on(p.last_state, 16) &&
+         lies_on(in.A, 16) && matrix(in.B_matrix, in.B_stride_g) &&
          matrix(in.C_matrix, in.C_stride_g);
 }
 

@@ -14,7 +14,7 @@ namespace {
 Tensor with_rows_in_words(const Tensor& matrix, at::ScalarType dtype) {
   const auto rows = with_dense_rows(matrix, dtype);
   const int64_t word = 16 / rows.element_size();
-  bool in_words = reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 == 0;
+  bool in_words = kernels::lies_on(rows.const_data_ptr(), 16);
   for (int64_t i = 0; i + 1 < rows.dim(); ++i) {
     in_words = in_words && (rows.size(i) <= 1 || rows.stride(i) % word == 0);
   }
@@ -159,8 +159,7 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
   const auto du = at::empty({in.T, in.B, in.D}, activation), ddelta = at::empty_like(du);
   // Where its type or layout is not the kernel's, a gradient is copied.
   const auto& dz_out = written.z;
-  const bool dz_in_place = dz_out.defined() && dz_out.scalar_type() == prepared.dtype &&
-                           (dz_out.stride(-1) == 1 || in.D == 1);
+  const bool dz_in_place = has_dense_rows(dz_out, prepared.dtype);
   const auto dz = dz_in_place || !dz_out.defined() ? dz_out : at::empty_like(du);
   const bool pairs_in_place = are_rows(written.B, prepared.dtype) &&
                               are_rows(written.C, prepared.dtype) &&
