@@ -100,7 +100,7 @@ Weights causal_conv1d_bwd_into_cpu(const Optional& dy_in, const Optional& dlast_
   const auto dlast_state = dense(dlast_state_in, args.dtype);
   const auto options = x.options().dtype(args.dtype);
   const kernels::ConvSizes size{x.size(0), x.size(1), x.size(2), args.taps()};
-  const bool in_place = dx_out.scalar_type() == args.dtype && dx_out.stride(-1) == 1;
+  const bool in_place = has_dense_rows(dx_out, args.dtype);
   const auto dx = in_place ? dx_out : at::empty(x.sizes(), options);
   const auto dweight_rows =
       at::zeros({size.row_tiles(), size.K + 1, size.D}, options.dtype(at::kDouble));
@@ -224,6 +224,8 @@ Weights causal_conv1d_bwd_into(const Optional& dy, const Optional& dlast_state, 
                              .typed<decltype(causal_conv1d_bwd_into)>();
   return op.call(dy, dlast_state, x, weight, bias, silu, initial_state, reset, rows, columns, dx);
 }
+
+bool adds_product_on_the_way(const Tensor& x) { return x.is_cuda() && x.element_size() == 2; }
 
 Tensor with_product(const Optional& dy, const Optional& rows, const Optional& columns) {
   if (!present(rows)) return value_or_undefined(dy);

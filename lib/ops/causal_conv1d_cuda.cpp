@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd_into_cuda(
   const auto& in = prepared.in;
   auto dy = with_dense_rows(dy_in, x.scalar_type());
   const auto dlast_state = dense(dlast_state_in, at::kFloat);
-  const bool in_place = dx_out.scalar_type() == x.scalar_type() && dx_out.stride(-1) == 1;
+  const bool in_place = has_dense_rows(dx_out, x.scalar_type());
   const auto dx = in_place ? dx_out : prepared.like_x();
   const auto dweight = prepared.floats({in.D, in.K}), dbias = prepared.floats({in.D});
   const bool with_state = in.initial_state != nullptr;

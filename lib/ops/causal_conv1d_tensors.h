@@ -28,6 +28,10 @@ std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd_into(
     const std::optional<Tensor>& initial_state, const std::optional<Tensor>& reset,
     const std::optional<Tensor>& rows, const std::optional<Tensor>& columns, const Tensor& dx);
 
+/// Whether kernels may add it as they go, where x is of a half type on a GPU; elsewhere a pass over
+/// dy of its own does.
+bool adds_product_on_the_way(const Tensor& x);
+
 /// dy with that product.
 Tensor with_product(const std::optional<Tensor>& dy, const std::optional<Tensor>& rows,
                     const std::optional<Tensor>& columns);

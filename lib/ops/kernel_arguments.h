@@ -47,9 +47,18 @@ template <typename T>
 const T* pointer(const Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
 }
+inline const void* address(const Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr() : nullptr;
+}
 template <typename T>
 T* mutable_pointer(const Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
+}
+
+/// Whether a tensor is there, in `dtype`, its last dimension contiguous.
+inline bool has_dense_rows(const Tensor& tensor, at::ScalarType dtype) {
+  return tensor.defined() && tensor.scalar_type() == dtype &&
+         (tensor.size(-1) <= 1 || tensor.stride(-1) == 1);
 }
 
 /// The tensor in `dtype`, its last dimension contiguous; copied only if it has to be. Absent =
@@ -57,7 +66,7 @@ T* mutable_pointer(const Tensor& tensor) {
 inline Tensor with_dense_rows(const std::optional<Tensor>& tensor, at::ScalarType dtype) {
   if (!tensor.has_value() || !tensor->defined()) return {};
   const auto cast = tensor->to(dtype);
-  return cast.size(-1) <= 1 || cast.stride(-1) == 1 ? cast : cast.contiguous();
+  return has_dense_rows(cast, dtype) ? cast : cast.contiguous();
 }
 
 inline Tensor dense(const std::optional<Tensor>& tensor, at::ScalarType dtype) {

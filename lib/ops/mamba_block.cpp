@@ -179,8 +179,8 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     at::mm_out(ddt, rows_of(ddelta), dt_columns.t());
     const auto ddt_columns = at::mm(rows_of(projected.dt).t(), rows_of(ddelta));
     ddelta.reset();
-    // What x_proj passes back: in half types the convolution adds it on a GPU.
-    const bool on_the_way = dx.is_cuda() && dx.element_size() == 2;
+    // What x_proj passes back.
+    const bool on_the_way = adds_product_on_the_way(dx);
     if (!on_the_way) rows_of(dx).addmm_(rows_of(ddt_dB_dC), x_proj);
     auto dx_proj = at::mm(rows_of(ddt_dB_dC).t(), rows_of(x));
     const auto [dtaps, dtaps_bias, dconv_state] =

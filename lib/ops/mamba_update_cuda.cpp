@@ -26,11 +26,6 @@ std::array<Tensor, kWeights> weights_of(const Tensor& xz, const MambaWeights& w)
   return weights;
 }
 
-/// nullptr for an undefined tensor.
-const void* address(const Tensor& tensor) {
-  return tensor.defined() ? tensor.const_data_ptr() : nullptr;
-}
-
 /// The kernel's view of one step's arguments, and the tensors that it points into.
 struct Prepared {
   Tensor xz;

@@ -105,8 +105,7 @@ SelectiveScanGradients backward(const Tensor& dy, const Tensor& dlast_state,
   const auto du = at::empty({size.T, size.B, size.D}, options), ddelta = at::empty_like(du);
   // Where its type or layout is not the kernel's, dz is copied.
   const auto& dz_out = written.z;
-  const bool dz_in_place = dz_out.defined() && dz_out.scalar_type() == du.scalar_type() &&
-                           (dz_out.stride(-1) == 1 || size.D == 1);
+  const bool dz_in_place = has_dense_rows(dz_out, du.scalar_type());
   const auto dz = dz_in_place || !dz_out.defined() ? dz_out : at::empty_like(du);
   const auto dB = at::empty({size.blocks_per_group, size.T, size.B, size.G, size.N}, options);
   const auto dC = at::empty_like(dB);

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 #include <retain/lib/ops/causal_conv1d_tensors.h>
 
+#include <cmath>
 #include <limits>
 
 #include "lib/causal_conv1d_problem.h"
