@@ -125,15 +125,9 @@ int64_t core_products(const Maker& m) {
 Tensor composed_block(const Mamba1& core, const Tensor& x, const State& state,
                       const Tensor& reset) {
   const auto all = core.named_parameters();
-  const MambaWeights weights = {.conv_weight = all["conv1d.weight"].squeeze(1),
-                                .conv_bias = all["conv1d.bias"],
-                                .x_proj_weight = all["x_proj.weight"],
-                                .dt_proj_weight = all["dt_proj.weight"],
-                                .dt_proj_bias = all["dt_proj.bias"],
-                                .A_log = all["A_log"],
-                                .D = all["D"]};
   return std::get<0>(mamba_block_reference(x, all["in_proj.weight"], all["out_proj.weight"],
-                                           state.at("conv"), state.at("ssm"), weights, reset));
+                                           state.at("conv"), state.at("ssm"), core.weights(),
+                                           reset));
 }
 
 /// One Mamba-1 block of d_model = channels; its products in the type's own precision.

@@ -36,9 +36,11 @@ class Mamba1 : public Core {
   CoreOutput forward(const Tensor& x, const State& state, const Tensor& reset = {}) override;
   Tensor step(const Tensor& x, State& state, const Tensor& reset = {}) override;
 
+  /// The parameters between in_proj and out_proj as the ops take them, views of this core's.
+  MambaWeights weights() const;
+
  private:
   State expected_state(int64_t batch) const;
-  MambaWeights weights() const;
   int64_t d_inner() const { return options_.expand * options_.d_model; }
   void reset_dt_proj();
 
