@@ -123,6 +123,37 @@ TEST(RecomputedForwardCost, RefusesWeightsChangedBeforeTheBackward) {
   expect_error([&] { output.y.sum().backward(); }, {"modified by an inplace operation"});
 }
 
+TEST(RecomputedForwardCost, RefusesResetsChangedBeforeTheBackward) {
+  const auto core = make_core({.d_model = kWidth});
+  const auto x = randn({kSteps, kBatch, kWidth}, 1);
+  const auto reset = random_mask({kSteps, kBatch}, 0.1, 3);
+  const auto output = recomputed_forward(core, x, core->initial_state(kBatch), reset);
+  reset.zero_();
+  expect_error([&] { output.y.sum().backward(); }, {"modified by an inplace operation"});
+}
+
+TEST(RecomputedForwardCost, GradientsOfGradientsAreRefused) {
+  const auto core = make_core({.d_model = kWidth});
+  const auto x = randn({kSteps, kBatch, kWidth}, 1).requires_grad_();
+  const auto output = recomputed_forward(core, x, core->initial_state(kBatch));
+  expect_error([&] { torch::autograd::grad({output.y.sum()}, {x}, {}, {}, true); },
+               {"recompute: gradients of its gradients are not implemented"});
+}
+
+TEST(RecomputedForwardCost, ABackwardLeavesAutocastNoCopiesOfWeights) {
+  const auto core = make_core({.d_model = kWidth, .d_state = 4});
+  const auto x = randn({kSteps, kBatch, kWidth}, 1);
+  const auto run = [&](bool recompute) {
+    const Autocast narrow;
+    const auto state = core->initial_state(kBatch);
+    return (recompute ? recomputed_forward(core, x, state) : core->forward(x, state)).y;
+  };
+  run(true).sum().backward();
+  for (auto weight : core->parameters()) weight.detach().mul_(1.5);
+  const auto got = run(true).detach();
+  expect_bit_equal(got, run(false).detach());
+}
+
 TEST(RecomputedForwardCost, RunsAgainUnderTheAutocastOfTheForward) {
   const auto core = [] {
     at::manual_seed(1);
