@@ -136,8 +136,8 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
         true, ssm_state, reset, false, kept.every, kept.dtype);
     context->set_materialize_grads(false);
     context->save_for_backward({input, in_proj_weight, out_proj_weight, conv_state, xz, taps,
-                                taps_bias, x, x_proj, dt_columns, dt_B_C, delta, A, D_skip,
-                                delta_bias, checkpoints, value_or_undefined(reset)});
+                                taps_bias, x, x_proj, dt_proj, dt_B_C, delta, A, D_skip, delta_bias,
+                                checkpoints, value_or_undefined(reset)});
     context->saved_data["y"] = y;
     context->saved_data["every"] = kept.every;
     context->saved_data["dt_rank"] = dt_proj_weight.size(1);
@@ -153,8 +153,8 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     const auto saved = context->get_saved_variables();
     const auto &input = saved[0], &in_proj = saved[1], &out_proj = saved[2], &conv_state = saved[3],
                &xz = saved[4], &taps = saved[5], &x = saved[7], &x_proj = saved[8],
-               &dt_columns = saved[9], &dt_B_C = saved[10], &delta = saved[11], &A = saved[12],
-               &checkpoints = saved[15];
+               &dt_B_C = saved[10], &delta = saved[11], &A = saved[12], &checkpoints = saved[15];
+    const auto dt_columns = columns_of(saved[9]);
     const auto taps_bias = if_present(saved[6]), D_skip = if_present(saved[13]),
                delta_bias = if_present(saved[14]), reset = if_present(saved[16]);
     Tensor dy, dout_proj;
