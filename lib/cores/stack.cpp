@@ -35,7 +35,7 @@ Stack::Stack(const std::vector<std::shared_ptr<Core>>& cores, const StackOptions
                 "Stack: every core's d_model must be the first one's, ", d_model(), ", got ",
                 core->d_model());
     const auto layer = std::make_shared<torch::nn::Module>("Layer");
-    if (options.norm_input || core != cores.front()) {
+    if (options.norm_input || layers->size() > 0) {
       add_norm(*layer, "norm");
     } else {
       norm_weights_.emplace_back();

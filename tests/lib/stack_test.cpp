@@ -48,6 +48,19 @@ TEST(Stack, WithoutInputNormTheFirstLayerSeesTheScale) {
   EXPECT_FALSE(core->named_parameters().contains("layers.0.norm.weight"));
 }
 
+TEST(Stack, ACoreMayBeItsOwnNextLayer) {
+  const auto core_of = [] {
+    at::manual_seed(1);
+    return std::make_shared<GRU>(GRUOptions{.d_model = 5});
+  };
+  const auto core = core_of();
+  Stack tied({core, core}, {.norm_input = false}),
+      apart({core_of(), core_of()}, {.norm_input = false});
+  const auto x = randn({4, 2, 5}, 1);
+  const auto y = [&](Stack& stack) { return stack.forward(x, stack.initial_state(2)).y; };
+  EXPECT_TRUE(at::equal(y(tied), y(apart)));
+}
+
 TEST(Stack, NamesItsParametersAsThePublicBackbone) {
   const auto names = make_core({.d_model = 4, .n_layers = 2})->named_parameters().keys();
   const std::set<std::string> set(names.begin(), names.end());
