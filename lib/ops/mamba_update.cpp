@@ -55,6 +55,12 @@ Tensor update_autograd_(MAMBA_UPDATE_PARAMETERS) {
   TORCH_CHECK(!needs_gradient(MAMBA_UPDATE_ARGUMENTS),
               "mamba_update_: the states are written in place, without gradients; mamba_update "
               "gives them, and a NoGradGuard does without");
+  const at::AutoDispatchBelowAutograd guard;
+  return call_update_(MAMBA_UPDATE_ARGUMENTS);
+}
+
+/// In inference mode, too: a graph recorded before may have kept the states.
+Tensor update_and_count_(MAMBA_UPDATE_PARAMETERS) {
   Tensor y;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
@@ -163,6 +169,8 @@ TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) {
   m.impl("mamba_update", composed_mamba_update);
   m.impl("mamba_update_", composed_update_);
 }
+
+TORCH_LIBRARY_IMPL(retain, ADInplaceOrView, m) { m.impl("mamba_update_", update_and_count_); }
 
 TORCH_LIBRARY_IMPL(retain, Autograd, m) {
   m.impl("mamba_update", update_autograd);

@@ -107,6 +107,17 @@ TEST_P(MambaUpdate, InPlaceBumpsVersionsAndRefusesGradients) {
                {"mamba_update_: the states are written in place, without gradients"});
 }
 
+TEST_P(MambaUpdate, InPlaceBumpsVersionsInInferenceModeToo) {
+  for (const auto& p : {MambaProblem{1, 2, 8, 4, 2}, MambaProblem{1, 5, 64, 16, 4}}) {
+    const auto in = here(to(inputs_of(p), at::kFloat));
+    const auto conv_version = in[1]._version(), ssm_version = in[2]._version();
+    const c10::InferenceMode inference;
+    mamba_update_(in[0][0], in[1], in[2], weights_of(p, in));
+    EXPECT_GT(in[1]._version(), conv_version);
+    EXPECT_GT(in[2]._version(), ssm_version);
+  }
+}
+
 TEST_P(MambaUpdate, BadInputIsNamed) {
   const MambaProblem p{1, 2, 8, 4, 2};
   const auto in = here(to(inputs_of(p), at::kFloat));
