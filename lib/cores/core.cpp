@@ -9,8 +9,9 @@ namespace {
 
 /// Under autocast x may be narrower, as what comes of a layer before is.
 void check_matches(const std::string& where, const Tensor& x, const Tensor& parameter) {
-  const bool autocast =
-      x.is_floating_point() && at::autocast::is_autocast_enabled(x.device().type());
+  const auto device = x.device().type();
+  const bool autocast = x.is_floating_point() && at::autocast::is_autocast_available(device) &&
+                        at::autocast::is_autocast_enabled(device);
   TORCH_CHECK(autocast || x.scalar_type() == parameter.scalar_type(), where, ": x must be ",
               parameter.scalar_type(), " as the parameters are, got ", x.scalar_type());
   TORCH_CHECK(x.device() == parameter.device(), where, ": x must be on ", parameter.device(),
