@@ -91,7 +91,7 @@ struct ResetFlags {
   __device__ __forceinline__ unsigned bits() const {
     unsigned all = 0;
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) all |= unsigned{flag[i]} << i;
+    for (int i = 0; i < kSteps; ++i) all |= unsigned{flag[i] != 0} << i;
     return all;
   }
 };

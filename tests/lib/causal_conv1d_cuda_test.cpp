@@ -83,6 +83,17 @@ TEST(CausalConv1dCuda, GradientsFlowThroughEitherOutputAlone) {
   }
 }
 
+TEST(CausalConv1dCuda, AnyByteButZeroIsAReset) {
+  RETAIN_NEEDS_CUDA();
+  const ConvProblem p{37, 3, 12, 4};
+  const auto reset = cuda(random_mask({p.T, p.B}, 0.2, 5));
+  const auto twos = (reset.to(at::kByte) * 2).view(at::kBool);
+  const auto in = cuda(to(inputs_of(p), at::kFloat));
+  const auto expected = run(p, in, reset), got = run(p, in, twos);
+  expect_bit_equal(got.outputs, expected.outputs);
+  expect_bit_equal(got.gradients, expected.gradients);
+}
+
 TEST(CausalConv1dCuda, HalfActivationsTakeFloatWeightsAndState) {
   RETAIN_NEEDS_CUDA();
   const ConvProblem p{11, 2, 12, 4};
