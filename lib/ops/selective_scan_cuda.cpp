@@ -64,7 +64,7 @@ struct Prepared {
   /// Checkpoints every so many steps, of that type.
   void keep(int64_t every, at::ScalarType kept_as) {
     constexpr auto kTile = kernels::kScanCudaTile;
-    TORCH_CHECK(every > 0 && every % kTile == 0,
+    TORCH_CHECK(every > 0 && every % kTile == 0 && every <= INT32_MAX,
                 "selective_scan: checkpoint_every must be a multiple of ", kTile, ", got ", every);
     in.checkpoint_every = every;
     if (kept_as == at::kFloat) return;

@@ -23,7 +23,7 @@ ScanFwdOutputs scan_parts(SELECTIVE_SCAN_PARAMETERS, int64_t every) {
   const int64_t T = u.size(0);
   const std::vector<int64_t> sizes = {u.size(1), u.size(2), A.size(1)};
   const auto options = u.options().dtype(state_dtype(u));
-  Tensor state = present(initial_state) ? *initial_state : at::zeros(sizes, options);
+  Tensor state = present(initial_state) ? initial_state->to(options) : at::zeros(sizes, options);
   std::vector<Tensor> outputs, states;
   for (int64_t t = 0; t < T; t += every) {
     const int64_t count = std::min(every, T - t);
@@ -35,8 +35,10 @@ ScanFwdOutputs scan_parts(SELECTIVE_SCAN_PARAMETERS, int64_t every) {
     outputs.push_back(y);
     state = next;
   }
-  if (T == 0)
-    return {at::empty_like(u), state, at::empty({0, sizes[0], sizes[1], sizes[2]}, options)};
+  if (T == 0) {
+    return {at::empty_like(u), state.clone(),
+            at::empty({0, sizes[0], sizes[1], sizes[2]}, options)};
+  }
   return {at::cat(outputs), state, at::stack(states)};
 }
 
@@ -52,6 +54,8 @@ ScanFwdOutputs selective_scan_states(const Tensor& u, const Tensor& delta, const
   const auto in = gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS);
   check_selective_scan(kOp, in);
   TORCH_CHECK(every >= 1, kOp, ": every must be at least 1, got ", every);
+  // Longer than the sequence is as long as it.
+  every = std::min(every, std::max<int64_t>(u.size(0) + kKept - 1, kKept) / kKept * kKept);
   const bool one_pass =
       every % kKept == 0 && has_kernels("retain::selective_scan_bwd_into", u) &&
       !needs_gradient({u, delta, A, B, C, in.D, in.z, in.delta_bias, in.initial_state});

@@ -57,6 +57,29 @@ TEST_P(SelectiveScanSegments, StatesTakeAbsentArgumentsAndNoSteps) {
   }
 }
 
+TEST_P(SelectiveScanSegments, AStateBeyondTheSequenceIsNotKept) {
+  const auto a = arguments({64, 1, 64, 16});
+  const auto expected = states_of(a, 64);
+  for (const int64_t every : {int64_t{65}, (int64_t{1} << 32) + 16, int64_t{INT64_MAX / 16 * 16}}) {
+    expect_bit_equal(states_of(a, every), expected);
+  }
+}
+
+TEST_P(SelectiveScanSegments, StatesAreWideAndTheirOwn) {
+  const auto a = arguments({3, 2, 6, 3}, at::kBFloat16);
+  for (const int64_t every : {2, 16}) {
+    EXPECT_EQ(states_of(a, every)[2].scalar_type(), at::kFloat) << every;
+  }
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    const auto none = arguments({0, 2, 6, 3}, dtype);
+    for (const int64_t every : {3, 16}) {
+      const auto last = states_of(none, every)[1];
+      EXPECT_EQ(last.scalar_type(), at::kFloat) << every;
+      EXPECT_FALSE(last.is_alias_of(none.initial_state)) << every;
+    }
+  }
+}
+
 TEST_P(SelectiveScanSegments, SegmentsScannedApartJoin) {
   for (const bool with_reset : {false, true}) {
     ScanProblem p{90, 3, 10, 4};
