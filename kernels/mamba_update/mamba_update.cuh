@@ -144,8 +144,8 @@ template <typename W>
 __device__ __forceinline__ ChannelWeights load_channel(const MambaUpdateCuda& p, int channel,
                                                        int state) {
   const float4 A_log = four_weights_at<W>(p.A_log, state);
-  return {.A = {-expf(A_log.x) * kLog2e, -expf(A_log.y) * kLog2e, -expf(A_log.z) * kLog2e,
-                -expf(A_log.w) * kLog2e},
+  return {.A = {rate_of(-expf(A_log.x)), rate_of(-expf(A_log.y)), rate_of(-expf(A_log.z)),
+                rate_of(-expf(A_log.w))},
           .bias = optional_at<W>(p.dt_bias, channel),
           .D = optional_at<W>(p.D_skip, channel)};
 }

@@ -220,7 +220,7 @@ __device__ __forceinline__ void store_states(T* to, int64_t N, const WarpPlace<L
   }
 }
 
-/// A times log2(e): for exponentials of base 2.
+/// A for exponentials of base 2.
 template <class Layout>
 __device__ __forceinline__ void load_rates(const SelectiveScanCudaInputs& in,
                                            const WarpPlace<Layout>& me, OwnStates<Layout>& A) {
@@ -228,7 +228,7 @@ __device__ __forceinline__ void load_rates(const SelectiveScanCudaInputs& in,
 #pragma unroll
   for (int k = 0; k < Layout::own; ++k) {
 #pragma unroll
-    for (int n = 0; n < Layout::states; ++n) A[k][n] *= kLog2e;
+    for (int n = 0; n < Layout::states; ++n) A[k][n] = rate_of(A[k][n]);
   }
 }
 
@@ -299,15 +299,26 @@ __device__ __forceinline__ void note(float& odd, const float (&x)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) note(odd, x[i]);
 }
+template <int kRows, int kCount>
+__device__ __forceinline__ void note(float& odd, const float (&x)[kRows][kCount]) {
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) note(odd, x[i]);
+}
 __device__ __forceinline__ bool any_odd(float odd) { return __any_sync(~0u, odd != 0.f); }
 
 /// 0 if all are finite.
-template <class Layout>
-__device__ __forceinline__ float odd_of(const OwnStates<Layout>& h) {
+template <typename States>
+__device__ __forceinline__ float odd_of(const States& h) {
   float odd = 0;
-#pragma unroll
-  for (int k = 0; k < Layout::own; ++k) note(odd, h[k]);
+  note(odd, h);
   return odd;
+}
+
+/// Whether a state or a gradient has overflowed before one of the resets of a few steps: their
+/// decay of 0 would not clear it.
+template <typename States>
+__device__ __forceinline__ bool overflowed(unsigned resets, const States& h, const States& g) {
+  return resets != 0 && any_odd(odd_of(h) + odd_of(g));
 }
 
 /// Products in which a zero gradient wins over whatever it meets.

@@ -145,6 +145,7 @@ __global__ __launch_bounds__(32, 8) void scan_bwd(const __grid_constant__ Select
     __syncwarp();
     return resets;
   };
+  bool ends_odd = false;  // something in the state that leaves the chunk is not finite
   if (chunks > 0) fetch(0, length <= P);
 #pragma unroll 1
   for (; first >= me.begin; first -= every) {
@@ -152,7 +153,10 @@ __global__ __launch_bounds__(32, 8) void scan_bwd(const __grid_constant__ Select
     const float* checkpoint =
         static_cast<const float*>(p.checkpoints) + first / every * all_states + me.state;
     load_states<Layout>(checkpoint, N, me, h);
-    bool careful = any_odd(odd_of<Layout>(h) + odd_of<Layout>(g));  // something is not finite
+    const bool begins_odd = any_odd(odd_of(h));
+    bool careful = begins_odd || ends_odd || any_odd(odd_of(g));  // something is not finite
+    ends_odd = begins_odd;
+    float odd = 0;
 #pragma unroll 1
     for (int k = 0; k * kParts < last_part; ++k) {
       const unsigned resets = arrive();
@@ -163,15 +167,17 @@ __global__ __launch_bounds__(32, 8) void scan_bwd(const __grid_constant__ Select
 #pragma unroll 1
       for (int part = 0; part < kParts && k * kParts + part < last_part; ++part) {
         const unsigned here = resets >> part * P & ((1u << P) - 1);
-        if (careful) {
+        if (careful || here != 0) {
           pass_part<true>(shared, me, A, part * P, here, h);
         } else {
           pass_part<false>(shared, me, A, part * P, here, h);
         }
         starts.put(k * kParts + part, h);
+        note(odd, h);
       }
       __syncwarp();
     }
+    careful = any_odd(odd) || careful;
     const int here_length = length;
 #pragma unroll 1
     for (int k = last; k >= 0; --k) {
@@ -198,7 +204,7 @@ __global__ __launch_bounds__(32, 8) void scan_bwd(const __grid_constant__ Select
         }
         const int64_t at = pairs_at + (first + k * kSteps + offset) * pair_stride_t;
         const unsigned here = resets >> offset & ((1u << P) - 1);
-        if (careful) {
+        if (careful || overflowed(here, h, g)) {
           part_both_ways<true>(shared, me, A, offset, steps - offset, here, N, p.dB_blocks + at,
                                p.dC_blocks + at, pair_stride_t, h, g, dA, sums);
         } else {

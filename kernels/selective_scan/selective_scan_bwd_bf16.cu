@@ -173,6 +173,10 @@ __device__ __forceinline__ void reverse_group(Bf16Shared<kWarps>& shared, PairWe
   const int decay_at = k == 0 ? kGroup + 1 : 0, input_at = k + 1;
   auto& by_decay = group_rows(shared, warp_of<kWarps>(), decay_at);
   GroupProducts products(&own.slot[k], &shared.drive[k], &own.B_near[k]);
+  // A reset's decay of 0 would not clear a gradient that has overflowed.
+  if ((resets >> k & ((1u << kGroup) - 1)) != 0) {
+    careful = any_odd_of_block<kWarps>(odd_of(g)) || careful;
+  }
   if (careful) {
     reverse_carefully(shared, A, k, resets, g, dA, by_decay);
     __syncwarp();

@@ -56,7 +56,7 @@ __device__ bool put_tile(const SelectiveScanCudaBwd& p, const BlockPlace& place,
     if (there && mine.whole) {  // with nothing between the loads that waits for one
       raw_u = load_four(at(in.u), 4, true);
       raw_delta = load_four(at(in.delta), 4, true);
-      if (kGradients) raw_dout = load_four(at(p.dy), 4, true);
+      if (kGradients && p.dy.data != nullptr) raw_dout = load_four(at(p.dy), 4, true);
       if (kGradients && in.z.data != nullptr) raw_z = load_four(at(in.z), 4, true);
     } else {
       const auto load = [&](const Activations& x) {
@@ -356,7 +356,7 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bw
   float A[kStates], g[kStates], h[kStates], dA[kStates] = {};
   load_states<Layout>(in.A + (place.first_channel + me.channel) * in.N + me.first_n(), in.N, me, A);
 #pragma unroll
-  for (int n = 0; n < kStates; ++n) A[n] *= kLog2e;
+  for (int n = 0; n < kStates; ++n) A[n] = rate_of(A[n]);
   const float* entering =
       in.segments > 1 ? in.segment_states + place.segment * all_states : p.dlast_state;
   load_states<Layout>(entering != nullptr ? entering + me.state : nullptr, in.N, me, g);
@@ -372,6 +372,7 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bw
   __syncthreads();
 
   const int64_t chunks = (place.end - place.begin + in.checkpoint_every - 1) / in.checkpoint_every;
+  bool ends_odd = false;  // something in the state that leaves the chunk is not finite
   for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
     const int64_t first = place.begin + chunk * in.checkpoint_every;
     const int64_t end = min(place.end, first + in.checkpoint_every);
@@ -381,10 +382,10 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bw
                         in.N, me, h);
     starts.put(0, h);
     unsigned resets = 0;
+    const bool begins_odd = any_odd(odd_of(h));
+    bool careful = begins_odd || ends_odd || any_odd(odd_of(g));
+    ends_odd = begins_odd;
     float odd = 0;
-#pragma unroll
-    for (int n = 0; n < kStates; ++n) note(odd, float2{h[n], g[n]});
-    bool careful = odd != 0.f;
     for (int k = 0; k <= last; ++k) {
       const int64_t tile = first + k * kTile;
       const int steps = static_cast<int>(min(end - tile, int64_t{kTile}));
@@ -399,9 +400,11 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bw
       for (int part = 0; part < parts; ++part) {
         pass_part<Layout>(shared, me, A, part * kPart, resets, h);
         starts.put(kParts * k + part + 1, h);
+        note(odd, h);
       }
       if (k < last) __syncthreads();
     }
+    careful = any_odd(odd) || careful;
     for (int k = last; k >= 0; --k) {
       const int64_t tile = first + k * kTile;
       const int steps = static_cast<int>(min(end - tile, int64_t{kTile}));
@@ -417,12 +420,11 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bw
         const int offset = part * kPart;
         if (offset >= steps) continue;
         starts.get(kParts * k + part, h);
-        if (careful) {
-          reverse_part<Layout, true>(shared, me, A, offset, steps - offset, resets >> offset, h, g,
-                                     tile_dA);
+        const unsigned here = resets >> offset & ((1u << kPart) - 1);
+        if (careful || overflowed(here, h, g)) {
+          reverse_part<Layout, true>(shared, me, A, offset, steps - offset, here, h, g, tile_dA);
         } else {
-          reverse_part<Layout, false>(shared, me, A, offset, steps - offset, resets >> offset, h, g,
-                                      tile_dA);
+          reverse_part<Layout, false>(shared, me, A, offset, steps - offset, here, h, g, tile_dA);
         }
       }
 #pragma unroll

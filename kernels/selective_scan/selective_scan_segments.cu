@@ -92,6 +92,7 @@ __device__ __forceinline__ void prepare_tile(Walker<T>& own, const PairWeights& 
       if (!kGradients) value[i] = {size[i].x * value[i].x, size[i].y * value[i].y};
       note(odd, value[i]);
       note(odd, size[i]);
+      if (!w.softplus && (size[i].x < 0.f || size[i].y < 0.f)) odd = 1;  // decays may overflow
       pair_at(own.size[s]) = size[i];
       pair_at(own.value[s]) = value[i];
     }

@@ -117,7 +117,7 @@ __global__ __launch_bounds__(Layout::threads) void scan_update(
   Weights<Layout> weights;
   read<Layout, kWords>(in.A + me.channel * in.N + me.n, me.count, weights.A);
 #pragma unroll
-  for (int j = 0; j < Layout::states; ++j) weights.A[j] *= kLog2e;
+  for (int j = 0; j < Layout::states; ++j) weights.A[j] = rate_of(weights.A[j]);
   weights.D = in.D_skip != nullptr ? in.D_skip[me.channel] : 0.f;
   weights.bias = in.delta_bias != nullptr ? in.delta_bias[me.channel] : 0.f;
 

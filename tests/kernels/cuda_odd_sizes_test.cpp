@@ -198,8 +198,8 @@ void scan(Arena& arena, ActivationType type, const ScanProblem& p, bool resets, 
   SelectiveScanCudaBwd bwd;
   bwd.in = cut(arena, in, segments, /*backward=*/true);
   bwd.checkpoints = checkpoints;
-  bwd.dy = arena.activations(type, T, B, D);
-  if (all) bwd.dlast_state = arena.floats(states);
+  if (all) bwd.dy = arena.activations(type, T, B, D);
+  bwd.dlast_state = arena.floats(states);
   bwd.du = arena.outputs(type, T, B, D);
   bwd.ddelta = arena.outputs(type, T, B, D);
   if (all) bwd.dz = arena.outputs(type, T, B, D);
@@ -236,9 +236,11 @@ TEST_F(CudaKernels, ScanWritesItsOutputs) {
         expect_outputs_written([&](Arena& arena) { scan(arena, type, p, resets, /*all=*/true); });
       }
     }
-    expect_outputs_written([&](Arena& arena) {
-      scan(arena, type, {2, 45, 41, 16}, /*resets=*/false, /*all=*/false);
-    });
+    for (const int64_t N : {7, 16, 24, 48}) {
+      expect_outputs_written([&](Arena& arena) {
+        scan(arena, type, {2, 45, 40, N}, /*resets=*/false, /*all=*/false);
+      });
+    }
   }
 }
 

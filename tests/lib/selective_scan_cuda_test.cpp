@@ -297,8 +297,12 @@ TEST(SelectiveScanCuda, NaNReachesOnlyWhatItMeetsInBf16) {
 
 TEST(SelectiveScanCuda, OddLengthsCarryGradientsOutOfTheLastState) {
   RETAIN_NEEDS_CUDA();
+  std::vector<ScanProblem> problems;
   for (const int64_t T : {1, 3, 127, 129, 2047}) {
-    const ScanProblem p{T, 2, 5, 3, 1, {.reset = false}};
+    problems.push_back({T, 2, 5, 3, 1, {.reset = false}});
+  }
+  for (const int64_t N : {3, 16, 24, 40}) problems.push_back({19, 2, 8, N, 1, {.reset = false}});
+  for (const auto& p : problems) {
     const auto run = [&](const Op& op, at::ScalarType dtype) {
       auto in = to(inputs_of(p), dtype);
       in[kDelta] = in[kDelta] - 5;  // so slow that the gradient reaches the first step
@@ -502,6 +506,75 @@ TEST(SelectiveScanCuda, NonNegativeAIsDefined) {
     auto inputs = inputs_of(p);
     inputs[kA] = scale * inputs[kA];
     expect_matches_reference(gpu(p), reference(p), inputs, at::kFloat, 1e-6, 1e-5);
+  }
+}
+
+/// The decay of such an index is 0, beyond the sequence's end and at a segment's border, too. Of
+/// ddelta the reference, 0 times infinity, says nothing.
+TEST(SelectiveScanCuda, InfinitelyFastIndicesForgetAtOnce) {
+  RETAIN_NEEDS_CUDA();
+  for (const int64_t T : {1, 2, 35, 600}) {
+    for (const int64_t N : {3, 16, 24, 40}) {
+      const ScanProblem p{T, 2, 20, N};
+      auto inputs = inputs_of(p);
+      inputs[kA].select(1, 0).fill_(-std::numeric_limits<double>::infinity());
+      for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+        SCOPED_TRACE(::testing::Message() << T << " " << N << " " << dtype);
+        const auto narrow = to(inputs, dtype);
+        const auto got = differentiate(gpu(p), narrow);
+        const auto expected = differentiate(reference(p), to(narrow, at::kDouble));
+        const double tolerance = dtype == at::kFloat ? 1e-5 : 5e-3;
+        expect_close(got.outputs, expected.outputs, tolerance);
+        EXPECT_TRUE(got.gradients[kDelta].isfinite().all().item<bool>());
+        for (const size_t i : {size_t{kU}, size_t{kB}, size_t{kC}, inputs.size() - 1}) {
+          EXPECT_LE(relative_error(got.gradients[i], expected.gradients[i]), tolerance) << i;
+        }
+      }
+    }
+  }
+}
+
+TEST(SelectiveScanCuda, SegmentsThatGrowStayFinite) {
+  RETAIN_NEEDS_CUDA();
+  const int64_t T = 4096, D = 64, N = 16;
+  const auto options = at::TensorOptions(at::kCUDA);
+  const auto u = at::zeros({T, 1, D}, options);
+  u[T - 1] = 1;
+  const auto delta = at::full({T, 1, D}, -8., options), A = -at::ones({D, N}, options);
+  const auto B = at::ones({T, 1, 1, N}, options);
+  const auto run = [&](bool exact) {
+    const auto [y, last] =
+        selective_scan(u, delta, A, B, B, {}, {}, {}, /*delta_softplus=*/false, {}, {}, exact);
+    return Tensors{y, last};
+  };
+  expect_bit_equal(run(false), run(true));
+}
+
+/// A state that overflows before a reset, and a gradient that does after it, stay on their side.
+TEST(SelectiveScanCuda, AResetStopsWhatOverflows) {
+  RETAIN_NEEDS_CUDA();
+  const int64_t T = 48, D = 8, at = 21;
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    for (const int64_t N : {4, 16, 24}) {
+      for (const int64_t asked : {at, T - 1}) {
+        SCOPED_TRACE(::testing::Message() << dtype << " " << N << " " << asked);
+        const auto options = at::TensorOptions(at::kCUDA).dtype(dtype);
+        const auto u = at::ones({T, 1, D}, options).requires_grad_();
+        const auto delta = at::ones({T, 1, D}, options).requires_grad_();
+        const auto A = at::full({D, N}, 20., options.dtype(at::kFloat)).requires_grad_();
+        const auto B = at::ones({T, 1, 1, N}, options).requires_grad_();
+        const auto C = at::ones({T, 1, 1, N}, options).requires_grad_();
+        const auto reset = at::zeros({T, 1}, options.dtype(at::kBool));
+        reset[at] = true;
+        const auto [y, last] = selective_scan(u, delta, A, B, C, {}, {}, {}, false, {}, reset);
+        const auto gradients = torch::autograd::grad({y[asked].sum()}, {u, delta, B, C});
+        for (const auto& gradient : gradients) {
+          EXPECT_TRUE((gradient.slice(0, 0, at) == 0).all().item<bool>());
+          if (asked != at) continue;
+          EXPECT_TRUE(gradient[at].isfinite().all().item<bool>());
+        }
+      }
+    }
   }
 }
 
