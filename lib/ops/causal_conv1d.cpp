@@ -85,7 +85,7 @@ Weights causal_conv1d_bwd_into_meta(const Optional&, const Optional&, const Tens
                                     const Tensor& weight, const Optional& bias, bool,
                                     const Optional&, const Optional&, const Optional&,
                                     const Optional&, const Tensor&) {
-  return {at::empty_like(weight),
+  return {at::empty_symint(weight.sym_sizes(), weight.options()),
           at::empty_symint({x.sym_size(2)}, weight.options().dtype(dbias_dtype(weight, bias))),
           std::get<1>(empty_outputs(x, weight))};
 }

@@ -52,14 +52,17 @@ Pair rms_norm_cpu(const Tensor& x, const Tensor& weight, const Optional& residua
 
 Pair rms_norm_bwd_meta(const Optional&, const Optional&, const Tensor& residual_out,
                        const Tensor& weight, double) {
-  return {at::empty_like(residual_out), at::empty_like(weight)};
+  const auto dense_like = [](const Tensor& x) {
+    return at::empty_symint(x.sym_sizes(), x.options());
+  };
+  return {dense_like(residual_out), dense_like(weight)};
 }
 
 Pair rms_norm_bwd_cpu(const Optional& dy_in, const Optional& dresidual_out_in,
-                      const Tensor& residual_out, const Tensor& weight, double eps) {
-  const auto dtype = residual_out.scalar_type();
+                      const Tensor& residual_out_in, const Tensor& weight, double eps) {
+  const auto dtype = residual_out_in.scalar_type();
   const auto dy = dense(dy_in, dtype), dresidual_out = dense(dresidual_out_in, dtype);
-  const auto gain = dense(weight, dtype);
+  const auto residual_out = dense(residual_out_in, dtype), gain = dense(weight, dtype);
   const auto size = sizes_of(residual_out);
   const auto dx = at::empty(residual_out.sizes(), residual_out.options());
   const auto dweight_rows =
@@ -163,7 +166,7 @@ Pair rms_norm_reference(const Tensor& x, const Tensor& weight, const Optional& r
   auto s = x.to(dtype);
   s = present(residual) ? s + residual->to(dtype) : s.clone();
   const auto y = s * (s.square().mean(-1, /*keepdim=*/true) + eps).rsqrt() * weight.to(dtype);
-  return {y.to(x.scalar_type()), s};
+  return {y.to(x.scalar_type()).contiguous(), s.contiguous()};
 }
 
 TORCH_LIBRARY_FRAGMENT(retain, m) {

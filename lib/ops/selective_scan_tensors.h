@@ -115,6 +115,8 @@ struct SelectiveScanOps {
                                      int64_t checkpoint_every, const Tensor& dB, const Tensor& dC,
                                      const OptionalTensor& dz) {
     const auto in = gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS);
+    TORCH_CHECK(present(dz) == present(z),
+                "selective_scan: dz must be there where z is, and only there");
     const auto g = kBwd(value_or_undefined(dy), value_or_undefined(dlast_state), in, checkpoints,
                         checkpoint_every, {dB, dC, value_or_undefined(dz)});
     const auto as = [](const Tensor& gradient, const Tensor& argument) {

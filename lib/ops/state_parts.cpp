@@ -10,10 +10,12 @@ namespace retain {
 namespace {
 
 void copy_each(at::TensorList from, at::TensorList to) {
+  check_parts(from, to);
   for (size_t i = 0; i < from.size(); ++i) Tensor(to[i]).copy_(from[i]);
 }
 
 void zero_each(at::TensorList parts, const Tensor& mask) {
+  check_rows(parts, mask);
   for (const Tensor& part : parts) zero_rows(part, mask);
 }
 
@@ -30,6 +32,23 @@ void bump_versions(const std::vector<Tensor>& tensors) {
 }
 
 }  // namespace
+
+void check_parts(at::TensorList from, at::TensorList to) {
+  TORCH_CHECK(from.size() == to.size(), "copy_parts: there must be a target for each part, got ",
+              from.size(), " parts and ", to.size(), " targets");
+}
+
+void check_rows(at::TensorList parts, const Tensor& mask) {
+  TORCH_CHECK(mask.dim() == 1 && mask.scalar_type() == at::kBool,
+              "zero_rows: mask must be [B], bool, got ", mask.sizes(), " of ", mask.scalar_type());
+  for (const Tensor& part : parts) {
+    TORCH_CHECK(part.dim() > 0 && part.size(0) == mask.size(0),
+                "zero_rows: each part must be [B, ...] with B = ", mask.size(0), " of mask, got ",
+                part.sizes());
+    TORCH_CHECK(part.device() == mask.device(), "zero_rows: mask must be on ", part.device(),
+                " as the parts are, got ", mask.device());
+  }
+}
 
 void copy_parts(const std::vector<Tensor>& from, const std::vector<Tensor>& to) {
   static const auto op = c10::Dispatcher::singleton()

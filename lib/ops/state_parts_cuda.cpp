@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <retain/kernels/state/state_cuda.h>
 #include <retain/lib/ops/cuda_arguments.h>
@@ -26,10 +27,13 @@ int64_t row_bytes(const Tensor& part) {
 }
 
 void copy_parts_cuda(at::TensorList from, at::TensorList to) {
-  const c10::cuda::CUDAGuard guard(to[0].device());
+  check_parts(from, to);
+  if (to.empty()) return;
+  const c10::OptionalDeviceGuard guard(to[0].device());
   std::vector<kernels::StatePart> parts;
   for (size_t i = 0; i < from.size(); ++i) {
-    const bool alike = from[i].device() == to[0].device() && to[i].device() == to[0].device() &&
+    const bool alike = to[i].is_cuda() && from[i].device() == to[0].device() &&
+                       to[i].device() == to[0].device() &&
                        from[i].scalar_type() == to[i].scalar_type() && from[i].is_contiguous() &&
                        to[i].is_contiguous() && from[i].sizes() == to[i].sizes() &&
                        to[i].dim() > 0 && to[i].size(0) == to[0].size(0);
@@ -39,12 +43,14 @@ void copy_parts_cuda(at::TensorList from, at::TensorList to) {
       Tensor(to[i]).copy_(from[i]);
     }
   }
+  if (parts.empty()) return;
   in_launches(parts, to[0].size(0), [](const kernels::StatePartsCuda& some) {
     kernels::copy_state_cuda(some, current_stream());
   });
 }
 
 void zero_rows_cuda(at::TensorList all, const Tensor& mask) {
+  check_rows(all, mask);
   const c10::cuda::CUDAGuard guard(mask.device());
   std::vector<kernels::StatePart> parts;
   for (const Tensor& part : all) {

@@ -239,6 +239,41 @@ def capture(step):
     return graph, captured
 
 
+class Shapes(unittest.TestCase):
+    def test_backward_of_transposed_weights_is_dense_as_meta_says(self):
+        x, dy = randn(5, 2, 8, seed=1), randn(5, 2, 8, seed=2)
+        weight, state = randn(4, 8, seed=3).t(), randn(2, 3, 8, seed=4)
+
+        def backward(device):
+            on = [t.detach().to(device) for t in (dy, state, x, weight, state)]
+            return ops.causal_conv1d_bwd(on[0], on[1], on[2], on[3], None, True, on[4], None)
+
+        for real, meta in zip(backward("cpu"), backward("meta")):
+            self.assertEqual((real.shape, real.stride()), (meta.shape, meta.stride()))
+
+    def test_norm_backward_reads_any_layout(self):
+        total, dy = randn(3, 5, 8, seed=1).detach().transpose(0, 1), randn(5, 3, 8, seed=2).detach()
+        for got, expected in zip(ops.rms_norm_bwd(dy, None, total, torch.ones(8), 1e-5),
+                                 ops.rms_norm_bwd(dy, None, total.contiguous(), torch.ones(8), 1e-5)):
+            self.assertTrue(torch.equal(got, expected))
+
+    def test_state_parts_that_do_not_fit_are_named(self):
+        a, b = torch.ones(4, 2), torch.ones(4, 3)
+        for error, call in (
+                ("copy_parts: there must be a target for each part", lambda: ops.copy_parts([a, b], [a])),
+                ("zero_rows: each part must be", lambda: ops.zero_rows([a], torch.ones(8, dtype=torch.bool))),
+                ("zero_rows: mask must be", lambda: ops.zero_rows([a], torch.ones(4)))):
+            with self.assertRaisesRegex(RuntimeError, error):
+                call()
+
+    def test_scan_backward_wants_dz_where_z_is(self):
+        u, A, B = torch.ones(2, 1, 3), -torch.ones(3, 2), torch.ones(2, 1, 1, 2)
+        y, last, kept = ops.selective_scan_fwd(u, u, A, B, B, None, u, None, True, None, None, False, 16, torch.float32)
+        with self.assertRaisesRegex(RuntimeError, "dz must be there where z is"):
+            ops.selective_scan_bwd_into(u, None, u, u, A, B, B, None, u, None, True, None, None, False, kept, 16, B.clone(),
+                                        B.clone(), None)
+
+
 @unittest.skipUnless(torch.cuda.is_available(), "needs a GPU")
 class OnCuda(OpTest):
     """The same ops on a GPU."""
