@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/empty_like.h>
@@ -9,6 +10,14 @@
 
 namespace retain {
 using at::Tensor;
+
+/// In autocast's type, if it is on.
+inline Tensor autocasted(const Tensor& t) {
+  const auto device = t.device().type();
+  if (!at::autocast::is_autocast_available(device)) return t;
+  if (!at::autocast::is_autocast_enabled(device)) return t;
+  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), t, device);
+}
 
 /// Each tensor in its type; undefined ones stay so. All that change their type do so by one launch.
 template <size_t kCount>

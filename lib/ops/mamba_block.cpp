@@ -58,14 +58,6 @@ Tensor at_least_fp32(const Tensor& t) {
   return !t.defined() || t.scalar_type() == at::kDouble ? t : t.to(at::kFloat);
 }
 
-/// In autocast's type, if it is on.
-Tensor autocasted(const Tensor& t) {
-  const auto device = t.device().type();
-  if (!at::autocast::is_autocast_available(device)) return t;
-  if (!at::autocast::is_autocast_enabled(device)) return t;
-  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), t, device);
-}
-
 /// [T, B, features] as [T B, features].
 Tensor rows_of(const Tensor& x) { return x.reshape({x.size(0) * x.size(1), x.size(2)}); }
 

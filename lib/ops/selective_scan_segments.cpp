@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <retain/lib/ops/casts.h>
 #include <retain/lib/ops/gradients.h>
 #include <retain/lib/ops/kernel_arguments.h>
 #include <retain/lib/ops/selective_scan.h>
@@ -61,9 +62,11 @@ ScanFwdOutputs selective_scan_states(const Tensor& u, const Tensor& delta, const
       !needs_gradient({u, delta, A, B, C, in.D, in.z, in.delta_bias, in.initial_state});
   if (!one_pass) return scan_parts(SELECTIVE_SCAN_ARGUMENTS, every);
   const int64_t kept = u.is_cuda() ? every : kKept;
-  auto [y, last_state, states] = selective_scan_fwd(
-      u, delta, A, B, C, if_present(D), if_present(z), if_present(delta_bias), delta_softplus,
-      if_present(initial_state), if_present(reset), exact, kept, state_dtype(u));
+  const auto narrow_z = present(z) ? OptionalTensor(autocasted(*z)) : std::nullopt;
+  auto [y, last_state, states] =
+      selective_scan_fwd(autocasted(u), autocasted(delta), A, autocasted(B), autocasted(C),
+                         if_present(D), narrow_z, if_present(delta_bias), delta_softplus,
+                         if_present(initial_state), if_present(reset), exact, kept, state_dtype(u));
   if (kept == every) return {y, last_state, states};
   return {y, last_state, states.slice(0, 0, std::nullopt, every / kept).contiguous()};
 }
@@ -83,13 +86,16 @@ Tensor selective_scan_decay(const Tensor& delta, const Tensor& A, const Optional
   }
   if (present(reset)) check_reset(kOp, *reset, "[T, B]", {T, batch}, "delta", delta);
 
+  // A row with a reset is left out before anything is made of it: its gradients are zero, too.
   const auto dtype = state_dtype(delta);
-  auto step = delta.to(dtype);
+  const auto cleared = present(reset) ? reset->any(0) : Tensor();
+  const auto kept = cleared.defined() ? delta.masked_fill(cleared.view({1, -1, 1}), 0) : delta;
+  auto step = kept.to(dtype);
   if (present(delta_bias)) step = step + delta_bias->to(dtype);
   if (delta_softplus) step = at::softplus(step);
   const auto decay = (step.sum(0).unsqueeze(-1) * A.to(dtype)).exp();
-  if (!present(reset)) return decay;
-  return decay.masked_fill(reset->any(0).view({-1, 1, 1}), 0);
+  if (!cleared.defined()) return decay;
+  return decay.masked_fill(cleared.view({-1, 1, 1}), 0);
 }
 
 TORCH_LIBRARY_FRAGMENT(retain, m) {
