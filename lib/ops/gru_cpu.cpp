@@ -115,7 +115,8 @@ Tensor unpack(const Tensor& flat, int64_t columns, int64_t H, int64_t first) {
       .roll(-first, 1)
       .narrow(2, 0, H)
       .permute({1, 2, 0})
-      .reshape({3 * H, columns});
+      .reshape({3 * H, columns})
+      .contiguous();
 }
 
 }  // namespace
@@ -158,7 +159,8 @@ std::tuple<Tensor, Tensor> gru_cpu(const Tensor& x, const Tensor& w_ih, const Te
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_bwd_cpu(
     const OptionalTensor& dy_in, const OptionalTensor& dlast_state, const Tensor& x,
     const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& initial_state,
-    const OptionalTensor& reset, const Tensor& y, const Tensor& gates, bool needs_dx) {
+    const OptionalTensor& reset, const Tensor& y_in, const Tensor& gates_in, bool needs_dx) {
+  const auto y = y_in.contiguous(), gates = gates_in.contiguous();
   const Arguments args(x, w_ih, w_hh, {}, {}, initial_state, reset);
   const int64_t I = args.I(), H = args.H();
   const auto dy = with_dense_rows(dy_in, args.dtype);

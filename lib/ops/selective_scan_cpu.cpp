@@ -95,8 +95,9 @@ Tensor sum_rows(const ScanSizes& size, const Tensor& rows, int64_t inner, at::In
 
 template <typename T>
 SelectiveScanGradients backward(const Tensor& dy, const Tensor& dlast_state,
-                                const SelectiveScanTensors& tensors, const Tensor& checkpoints,
+                                const SelectiveScanTensors& tensors, const Tensor& kept,
                                 const SelectiveScanWritten& written) {
+  const auto checkpoints = kept.contiguous();
   const Prepared<T> inputs(tensors);
   const auto& size = inputs.in.size;
   const auto options = inputs.u.options(), wide = options.dtype(at::kDouble);

@@ -143,9 +143,10 @@ bool are_rows(const Tensor& x, at::ScalarType dtype) {
 }
 
 SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
-                           const SelectiveScanTensors& tensors, const Tensor& checkpoints,
+                           const SelectiveScanTensors& tensors, const Tensor& kept,
                            int64_t checkpoint_every, const SelectiveScanWritten& written) {
   const c10::cuda::CUDAGuard guard(tensors.u.device());
+  const auto checkpoints = kept.contiguous();
   Prepared prepared(tensors);
   auto& in = prepared.in;
   prepared.keep(checkpoint_every, checkpoints.scalar_type());
