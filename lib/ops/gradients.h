@@ -12,11 +12,13 @@
 namespace retain {
 using at::Tensor;
 
-/// Whether autograd is on and one of them asks for a gradient; undefined ones do not.
+/// Whether autograd is on and one of them asks for a gradient, or has a tangent, which autograd
+/// then refuses; undefined ones do not.
 inline bool needs_gradient(std::initializer_list<Tensor> tensors) {
-  if (!at::GradMode::is_enabled()) return false;
-  return std::any_of(tensors.begin(), tensors.end(),
-                     [](const Tensor& t) { return t.defined() && t.requires_grad(); });
+  const bool on = at::GradMode::is_enabled();
+  return std::any_of(tensors.begin(), tensors.end(), [&](const Tensor& t) {
+    return t.defined() && ((on && t.requires_grad()) || t._fw_grad(/*level=*/0).defined());
+  });
 }
 
 /// While it lives, a node's backward calls ops below autograd, at a fraction of the cost; not where
