@@ -45,6 +45,26 @@ Tensor call_update_(MAMBA_UPDATE_PARAMETERS) {
   return op.call(MAMBA_UPDATE_ARGUMENTS);
 }
 
+// Meta: shapes and dtypes only
+
+Tensor y_like(const Tensor& xz) {
+  return at::empty_symint({xz.sym_size(0), xz.sym_size(1) / 2}, xz.options());
+}
+
+Outputs update_meta(MAMBA_UPDATE_PARAMETERS) {
+  check_mamba_update(xz, conv_state, ssm_state, gather_mamba_weights(MAMBA_UPDATE_ARGUMENTS),
+                     reset);
+  const auto options = xz.options().dtype(state_dtype(xz));
+  return {y_like(xz), at::empty_symint(conv_state.sym_sizes(), options),
+          at::empty_symint(ssm_state.sym_sizes(), options)};
+}
+
+Tensor update_meta_(MAMBA_UPDATE_PARAMETERS) {
+  check_mamba_update_(xz, conv_state, ssm_state, gather_mamba_weights(MAMBA_UPDATE_ARGUMENTS),
+                      reset);
+  return y_like(xz);
+}
+
 Outputs update_autograd(MAMBA_UPDATE_PARAMETERS) {
   if (needs_gradient(MAMBA_UPDATE_ARGUMENTS)) return composed_mamba_update(MAMBA_UPDATE_ARGUMENTS);
   const at::AutoDispatchBelowADInplaceOrView guard;
@@ -128,6 +148,13 @@ void check_mamba_update_(const Tensor& xz, const Tensor& conv_state, const Tenso
   };
   check_writable("conv_state", conv_state);
   check_writable("ssm_state", ssm_state);
+  const auto symbolic = [](const Tensor& state) {
+    return state.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
+  };
+  if (symbolic(conv_state) || symbolic(ssm_state)) return;
+  const auto overlap = at::get_overlap_status(conv_state, ssm_state);
+  TORCH_CHECK(overlap != at::MemOverlapStatus::Full && overlap != at::MemOverlapStatus::Partial,
+              "mamba_update_: conv_state and ssm_state must not overlap");
 }
 
 Outputs composed_mamba_update(MAMBA_UPDATE_PARAMETERS) {
@@ -163,6 +190,11 @@ TORCH_LIBRARY_FRAGMENT(retain, m) {
       "mamba_update_(Tensor xz, Tensor(a!) conv_state, Tensor(b!) ssm_state, Tensor conv_weight, "
       "Tensor? conv_bias, Tensor x_proj_weight, Tensor dt_proj_weight, Tensor? dt_proj_bias, "
       "Tensor A_log, Tensor? D=None, Tensor? reset=None) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(retain, Meta, m) {
+  m.impl("mamba_update", update_meta);
+  m.impl("mamba_update_", update_meta_);
 }
 
 TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) {

@@ -2,8 +2,7 @@
 
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
-
-#include <algorithm>
+#include <c10/util/accumulate.h>
 
 namespace retain {
 
@@ -19,11 +18,11 @@ inline at::Tensor columns_of(const at::Tensor& weight) {
 /// [..., out].
 inline at::Tensor thin_linear(const at::Tensor& x, const at::Tensor& weight,
                               const at::Tensor& bias = {}) {
-  const int64_t in = weight.size(1);
-  const auto rows = x.reshape({x.numel() / std::max<int64_t>(in, 1), in});
+  const auto outer = x.sizes().slice(0, x.dim() - 1);
+  const auto rows = x.reshape({c10::multiply_integers(outer), weight.size(1)});
   const auto columns = columns_of(weight);
-  auto sizes = x.sizes().vec();
-  sizes.back() = weight.size(0);
+  auto sizes = outer.vec();
+  sizes.push_back(weight.size(0));
   return (bias.defined() ? at::addmm(bias, rows, columns) : at::mm(rows, columns)).view(sizes);
 }
 
