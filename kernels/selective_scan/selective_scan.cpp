@@ -41,7 +41,8 @@ void selective_scan_pack(const ScanSizes& size, const T* A, T* A_tiles) {
     const int64_t tile = (d / per_group) * size.tiles_per_group + (d % per_group) / kLanes;
     T* packed = A_tiles + tile * size.N * kLanes + (d % per_group) % kLanes;
     for (int64_t n = 0; n < size.N; ++n) {
-      packed[n * kLanes] = A[d * size.N + n] * T(1.4426950408889634074);
+      // The fast exp2 takes what is large, not what is infinite.
+      packed[n * kLanes] = std::min(A[d * size.N + n] * T(1.4426950408889634074), T(1e30));
     }
   }
 }

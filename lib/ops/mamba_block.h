@@ -9,8 +9,9 @@ namespace retain {
 /// Shapes: x [T, B, d_model]; in_proj_weight [2 d_inner, d_model]; out_proj_weight [d_model,
 /// d_inner]; the rest as mamba_inner's. Returns y [T, B, d_model] and the two states after the last
 /// step. With gradients it is one node of the graph, whose gradients have none (create_graph
-/// throws). Autocast rounds x and the weights of all products to its type; states stay fp32. Throws
-/// c10::Error naming the argument.
+/// throws). Gradients of weights are sums over all steps, those before a reset, too: what is not
+/// finite there reaches them. Autocast rounds x and the weights of all products to its type; states
+/// stay fp32. Throws c10::Error naming the argument.
 std::tuple<Tensor, Tensor, Tensor> mamba_block(const Tensor& x, const Tensor& in_proj_weight,
                                                const Tensor& out_proj_weight,
                                                const Tensor& conv_state, const Tensor& ssm_state,

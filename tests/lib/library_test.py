@@ -251,6 +251,33 @@ class Shapes(unittest.TestCase):
         for real, meta in zip(backward("cpu"), backward("meta")):
             self.assertEqual((real.shape, real.stride()), (meta.shape, meta.stride()))
 
+    def test_gru_backward_is_dense_as_meta_says(self):
+        for H in (1, 8):
+            tensors = [randn(*shape, seed=i).detach() for i, shape in enumerate([(5, 2, H), (5, 2, 3), (3 * H, 3), (3 * H, H)])]
+            y, last, gates = ops.gru_fwd(*tensors[1:], None, None, None, None, True)
+
+            def backward(device):
+                dy, x, w_ih, w_hh, y_, gates_ = (t.to(device) for t in [*tensors, y, gates])
+                return ops.gru_bwd(dy, None, x, w_ih, w_hh, None, None, y_, gates_, True)
+
+            for real, meta in zip(backward("cpu"), backward("meta")):
+                self.assertEqual((real.shape, real.stride()), (meta.shape, meta.stride()))
+
+    def test_saved_tensors_may_come_back_in_another_layout(self):
+        def moved(t):
+            return t.transpose(0, -1).contiguous().transpose(0, -1) if t.dim() > 1 else t
+
+        x, w_ih, w_hh = randn(9, 2, 3, seed=1), randn(24, 3, seed=2), randn(24, 8, seed=3)
+        scan = scan_arguments(T=40)
+        for run, inputs in ((lambda: ops.gru(x, w_ih, w_hh, None, None), [x, w_ih, w_hh]),
+                            (lambda: ops.selective_scan(**scan), [t for t in scan.values() if isinstance(t, torch.Tensor)])):
+            expected = gradients(run(), inputs)
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: t, moved):
+                outputs = run()
+                got = gradients(outputs, inputs)
+            for g, e in zip(got, expected):
+                self.assertTrue(torch.equal(g, e))
+
     def test_norm_backward_reads_any_layout(self):
         total, dy = randn(3, 5, 8, seed=1).detach().transpose(0, 1), randn(5, 3, 8, seed=2).detach()
         for got, expected in zip(ops.rms_norm_bwd(dy, None, total, torch.ones(8), 1e-5),
@@ -272,6 +299,58 @@ class Shapes(unittest.TestCase):
         with self.assertRaisesRegex(RuntimeError, "dz must be there where z is"):
             ops.selective_scan_bwd_into(u, None, u, u, A, B, B, None, u, None, True, None, None, False, kept, 16, B.clone(),
                                         B.clone(), None)
+
+
+class Promises(unittest.TestCase):
+    def test_decay_has_no_gradient_of_what_a_reset_clears(self):
+        delta = torch.full((40, 2, 1), 3.0)
+        delta[:, 1] = 0.01
+        delta[0, 0] = float("nan")
+        delta.requires_grad_()
+        A = torch.tensor([[1.0]], requires_grad=True)
+        reset = torch.zeros(40, 2, dtype=torch.bool)
+        reset[5, 0] = True
+        decay = ops.selective_scan_decay(delta, A, None, True, reset)
+        d_delta, dA = torch.autograd.grad(decay.sum(), (delta, A))
+        self.assertEqual(decay[0].item(), 0)
+        self.assertTrue((d_delta[:, 0] == 0).all() and (d_delta[:, 1] > 0).all())
+        self.assertTrue(dA.isfinite().all())
+
+    def test_states_follow_autocast(self):
+        scan = {name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in scan_arguments(T=32).items()}
+        with torch.autocast("cpu", torch.bfloat16):
+            y, last = ops.selective_scan(**scan)
+            got = ops.selective_scan_states(every=16, **scan)
+        self.assertEqual((got[0].dtype, got[2].dtype), (torch.bfloat16, torch.float32))
+        self.assertTrue(torch.equal(got[0], y) and torch.equal(got[1], last))
+
+    def test_tangents_are_refused(self):
+        x, w = torch.ones(2, 1, 3), torch.ones(3)
+        for call in (lambda v: ops.rms_norm(v, w)[0], lambda v: ops.causal_conv1d(v, torch.ones(3, 2))[0]):
+            with self.assertRaisesRegex(RuntimeError, "jvp is not implemented"), torch.autograd.forward_ad.dual_level():
+                call(torch.autograd.forward_ad.make_dual(x, x))
+            with self.assertRaisesRegex(RuntimeError, "torch::autograd::Function with functorch"):
+                torch.func.jvp(call, (x,), (x,))
+
+    def test_states_updated_in_place_must_not_overlap(self):
+        update = {name: x.detach() for name, x in update_arguments(B=2).items()}
+        memory = torch.zeros(200)
+        update["ssm_state"], update["conv_state"] = memory[:64].view(2, 8, 4), memory[40:88].view(2, 3, 8)
+        with self.assertRaisesRegex(RuntimeError, "must not overlap"):
+            ops.mamba_update_(**update)
+
+    def test_updates_compile_for_any_batch(self):
+        update = {name: x.detach() for name, x in update_arguments(B=5).items()}
+        compiled = torch.compile(lambda **a: ops.mamba_update(**a), backend="aot_eager", dynamic=True)
+        for got, expected in zip(compiled(**update), ops.mamba_update(**update)):
+            self.assertTrue(torch.equal(got, expected))
+
+    def test_an_infinite_rate_grows_without_bound(self):
+        one = torch.ones(1, 1, 1)
+        for A, expected in ((float("inf"), float("inf")), (-float("inf"), 0)):
+            _, last = ops.selective_scan(torch.zeros(1, 1, 1), one, torch.full((1, 1), A), one[None], one[None], None, None, None,
+                                         False, one)
+            self.assertEqual(last.item(), expected)
 
 
 @unittest.skipUnless(torch.cuda.is_available(), "needs a GPU")
