@@ -29,10 +29,21 @@ Batch select(const Batch& batch, const Tensor& index) {
           pick(batch.returns),       batch.initial_state.rows(environments)};
 }
 
+/// The sum of x in an order that the number of threads does not change: LibTorch cuts what is
+/// longer than a block among them.
+Tensor sum_in_order(const Tensor& x) {
+  constexpr int64_t kBlock = 1 << 14;
+  if (x.numel() <= kBlock) return x.sum();
+  const auto whole = x.numel() / kBlock * kBlock;
+  const auto flat = x.flatten();
+  const auto blocks = flat.narrow(0, 0, whole).view({-1, kBlock}).sum(1);
+  return sum_in_order(at::cat({blocks, flat.narrow(0, whole, flat.numel() - whole)}));
+}
+
 Tensor normalize(const Tensor& advantage, const Tensor& decision) {
   const auto chosen = advantage.masked_select(decision);
   if (chosen.numel() < 2) return advantage;
-  return (advantage - chosen.mean()) / (chosen.std() + 1e-8);
+  return (advantage - sum_in_order(chosen) / chosen.numel()) / (chosen.std() + 1e-8);
 }
 
 /// A permutation of [0, n) that (seed, update, epoch) alone decides.
@@ -79,7 +90,9 @@ const Tensor& valued_steps(const Batch& batch, const PPOOptions& options) {
 }
 
 /// What x adds to a mean over `count` values.
-Tensor share(const Tensor& x, int64_t count) { return x.sum() / std::max<int64_t>(count, 1); }
+Tensor share(const Tensor& x, int64_t count) {
+  return sum_in_order(x) / std::max<int64_t>(count, 1);
+}
 
 Loss loss(ActorCritic& policy, const Batch& batch, const Counts& counts,
           const PPOOptions& options) {

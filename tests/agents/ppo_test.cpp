@@ -168,7 +168,7 @@ TEST(PPO, PolicyTermsAreMeansOverDecisions) {
 }
 
 /// So many that a minibatch of them is worked out in several slices.
-constexpr int64_t kManyEnvs = 30000;
+constexpr int64_t kManyEnvs = 70000;
 
 TEST(PPO, MeansAreTakenOverTheWholeMinibatch) {
   const auto env = recall(9, kManyEnvs);
