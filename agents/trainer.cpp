@@ -78,6 +78,8 @@ TrainMetrics Trainer::update() {
 void Trainer::save(CheckpointWriter& writer) const {
   const auto device = policy_->device();
   writer.write("setup/world", env_->spec().name);
+  writer.write("setup/seed", static_cast<int64_t>(options_.seed));
+  writer.write("setup/num_steps", options_.num_steps);
   writer.write("setup/normalize_reward", static_cast<int64_t>(options_.normalize_reward));
   save_policy(writer, *policy_);
   ppo_.save(writer);
@@ -95,9 +97,14 @@ void Trainer::check(const CheckpointReader& reader) const {
   const auto& world = env_->spec().name;
   TORCH_CHECK(reader.text("setup/world") == world, reader.path(), ": the world is \"",
               reader.text("setup/world"), "\", this run's is \"", world, "\"");
-  TORCH_CHECK(reader.integer("setup/normalize_reward") == options_.normalize_reward, reader.path(),
-              ": normalize_reward is ", reader.integer("setup/normalize_reward"),
-              ", this run's is ", options_.normalize_reward);
+  const auto check_equal = [&](const char* name, int64_t ours) {
+    const auto theirs = reader.integer(std::string("setup/") + name);
+    TORCH_CHECK(theirs == ours, reader.path(), ": ", name, " is ", theirs, ", this run's is ",
+                ours);
+  };
+  check_equal("seed", static_cast<int64_t>(options_.seed));
+  check_equal("num_steps", options_.num_steps);
+  check_equal("normalize_reward", options_.normalize_reward);
   check_policy(reader, *policy_);
   ppo_.check(reader);
   actor_.check(reader, *policy_);

@@ -43,8 +43,8 @@ class Trainer {
   /// setup/, model/, optimizer/, rng/, progress/, envs/, state/, normalizers/.
   void save(CheckpointWriter& writer) const;
 
-  /// Goes on where save() stood. Throws on a checkpoint of another world, core or shape, and then
-  /// changes nothing.
+  /// Goes on where save() stood. Throws on a checkpoint of another world, core, shape, seed or
+  /// num_steps, and then changes nothing.
   void load(const CheckpointReader& reader);
 
  private:

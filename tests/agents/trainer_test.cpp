@@ -64,11 +64,11 @@ void expect_equal_files(const std::string& a, const std::string& b) {
     SCOPED_TRACE(name);
     if (name.starts_with("envs/")) {
       EXPECT_EQ(left.bytes(name), right.bytes(name));
-    } else if (name.starts_with("setup/normalize") || name == "progress/updates" ||
+    } else if (name == "setup/world" || name == "setup/core") {
+      EXPECT_EQ(left.text(name), right.text(name));
+    } else if (name.starts_with("setup/") || name == "progress/updates" ||
                name == "progress/env_steps" || name == "progress/rows" || name.ends_with("/step")) {
       EXPECT_EQ(left.integer(name), right.integer(name));
-    } else if (name.starts_with("setup/")) {
-      EXPECT_EQ(left.text(name), right.text(name));
     } else {
       EXPECT_TRUE(left.tensor(name).equal(right.tensor(name)));
       ++tensors;
@@ -160,6 +160,12 @@ TEST_F(TrainerTest, ForeignCheckpointIsRefusedAndChangesNothing) {
   raw.normalize_reward = false;
   Trainer rewards(walk(), raw);
   expect_refused(rewards, "normalize_reward is 0, this run's is 1");
+  auto chosen = options("gru", 5);
+  chosen.seed = 7;
+  Trainer seed(walk(), chosen);
+  expect_refused(seed, "seed is 7, this run's is 1");
+  Trainer chunks(walk(), options("gru", 3));
+  expect_refused(chunks, "num_steps is 3, this run's is 5");
   auto deep = options("gru", 5);
   deep.policy.core.n_layers = 2;
   Trainer layers(walk(), deep);
