@@ -52,8 +52,9 @@ Tensor RewardNormalizer::update(const Tensor& reward, const Tensor& mask) {
     returns[t].copy_(running_return_);
   }
   moments_.update(returns.masked_select(counts).unsqueeze(1));
-  const auto scale = (moments_.variance() + kEpsilon).rsqrt().item<double>();
-  return reward * scale;
+  const auto variance = moments_.variance().item<double>();
+  if (variance == 0) return reward.clone();  // nothing to scale by yet
+  return reward / std::sqrt(variance + kEpsilon);
 }
 
 void RewardNormalizer::save(CheckpointWriter& writer) const {

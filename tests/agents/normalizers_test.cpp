@@ -50,6 +50,12 @@ TEST(RewardNormalizer, ScalesByTheDeviationOfTheDiscountedReturn) {
   EXPECT_TRUE(at::allclose(scaled, reward / deviation, 1e-6));
 }
 
+TEST(RewardNormalizer, EqualReturnsAreLeftAsTheyAre) {
+  RewardNormalizer normalizer(2, 0.5);
+  const auto reward = at::ones({1, 2});
+  EXPECT_TRUE(at::equal(normalizer.update(reward, at::ones({1, 2}, at::kBool)), reward));
+}
+
 TEST(RewardNormalizer, ReturnsRunOnAcrossChunks) {
   const auto reward = randn({12, 2}, 4);
   const auto mask = randn({12, 2}, 5) > -1;
