@@ -164,13 +164,13 @@ Actor::Played Actor::sweep(ActorCritic& policy) {
   auto num_steps = whole_episodes() ? max_rows() - 1 : max_rows();
   auto steps =
       join_in_time({now, env_.sweep(placeholder_actions(action, num_steps, env_.num_envs()))});
+  env_.load(start);
   if (whole_episodes()) {
     const auto open = (lasts_before(steps.last()) == 0).any(1);
     num_steps = open.sum().item<int64_t>() - 1;
     steps = slice(steps, 0, num_steps + 1);
   }
   auto choice = choose(policy, whole_episodes() ? steps : slice(steps, 0, num_steps));
-  env_.load(start);
   const auto earned = env_.sweep(playable(choice.action.slice(0, 0, num_steps), action));
   steps.reward = at::cat({now.reward, earned.reward});
   steps.discount = at::cat({now.discount, earned.discount});
