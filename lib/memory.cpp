@@ -9,6 +9,14 @@ Memory::Memory(std::shared_ptr<Core> core, int64_t batch_size) : core_(std::move
   state_ = core_->initial_state(batch_size).detach().clone();
 }
 
+Memory::Memory(const Memory& other) : core_(other.core_), state_(other.get()) {}
+
+Memory& Memory::operator=(Memory other) {
+  core_ = std::move(other.core_);
+  state_ = std::move(other.state_);
+  return *this;
+}
+
 State Memory::get() const {
   at::NoGradGuard no_grad;
   State copy(batch_size());

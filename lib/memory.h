@@ -12,6 +12,10 @@ namespace retain {
 class Memory {
  public:
   Memory(std::shared_ptr<Core> core, int64_t batch_size);
+  Memory(const Memory& other);  ///< Has storage of its own.
+  Memory(Memory&&) = default;
+  Memory& operator=(Memory other);
+  ~Memory() = default;
 
   int64_t batch_size() const { return state_.batch_size(); }
   State get() const;             ///< A copy: later steps do not change it.

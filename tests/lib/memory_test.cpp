@@ -110,6 +110,17 @@ TEST(Memory, GetIsACopyAndSetGoesBackToIt) {
   EXPECT_TRUE(equal(saved, copy));  // set() copied in
 }
 
+TEST(Memory, ACopyGoesItsOwnWay) {
+  const auto x = randn({2, kBatch, kModel}, 3);
+  std::vector<Memory> memories(3, Memory(std::make_shared<ToyCore>(kModel), kBatch));
+  memories[0].step(x[0]);
+  EXPECT_FALSE(equal(memories[0].get(), memories[1].get()));
+  memories[2] = memories[0];
+  EXPECT_TRUE(equal(memories[0].get(), memories[2].get()));
+  memories[2].step(x[1]);
+  EXPECT_FALSE(equal(memories[0].get(), memories[2].get()));
+}
+
 TEST(Memory, ZeroForgetsTheMaskedRows) {
   Memory memory(std::make_shared<ToyCore>(kModel), kBatch);
   memory.set(State(kBatch,
