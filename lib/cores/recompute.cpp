@@ -37,15 +37,17 @@ struct Call : torch::CustomClassHolder {
 class AutocastOf {
  public:
   explicit AutocastOf(const Call& call)
-      : device_(call.device),
-        enabled_(at::autocast::is_autocast_enabled(device_)),
-        cached_(at::autocast::is_autocast_cache_enabled()),
-        dtype_(at::autocast::get_autocast_dtype(device_)) {
+      : device_(call.device), known_(at::autocast::is_autocast_available(device_)) {
+    if (!known_) return;
+    enabled_ = at::autocast::is_autocast_enabled(device_);
+    cached_ = at::autocast::is_autocast_cache_enabled();
+    dtype_ = at::autocast::get_autocast_dtype(device_);
     at::autocast::set_autocast_enabled(device_, call.autocast);
     at::autocast::set_autocast_cache_enabled(false);
     at::autocast::set_autocast_dtype(device_, call.autocast_dtype);
   }
   ~AutocastOf() {
+    if (!known_) return;
     at::autocast::set_autocast_enabled(device_, enabled_);
     at::autocast::set_autocast_cache_enabled(cached_);
     at::autocast::set_autocast_dtype(device_, dtype_);
@@ -55,8 +57,8 @@ class AutocastOf {
 
  private:
   c10::DeviceType device_;
-  bool enabled_, cached_;
-  at::ScalarType dtype_;
+  bool known_, enabled_ = false, cached_ = false;
+  at::ScalarType dtype_ = at::kFloat;
 };
 
 /// Inputs: x, the state's parts, and the weights that want gradients.
@@ -125,8 +127,10 @@ CoreOutput recomputed_forward(const std::shared_ptr<Core>& core, const Tensor& x
   call->core = core;
   call->batch_size = state.batch_size();
   call->device = x.device().type();
-  call->autocast = at::autocast::is_autocast_enabled(call->device);
-  call->autocast_dtype = at::autocast::get_autocast_dtype(call->device);
+  if (at::autocast::is_autocast_available(call->device)) {
+    call->autocast = at::autocast::is_autocast_enabled(call->device);
+    call->autocast_dtype = at::autocast::get_autocast_dtype(call->device);
+  }
   variable_list inputs = {x};
   for (const auto& [name, part] : state.parts()) {
     call->parts.push_back(name);
