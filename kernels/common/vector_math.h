@@ -75,24 +75,6 @@ RETAIN_INLINE Pack<T, n> half_power(Pack<T, n> x) {
   return x;
 }
 
-/// The same, but infinite where shifted is above `most`.
-template <typename T>
-RETAIN_INLINE T half_power(T shifted, T most) {
-  using Bits = std::make_signed_t<typename FloatTraits<T>::Bits>;
-  const auto bits = __builtin_bit_cast(Bits, shifted), bound = __builtin_bit_cast(Bits, most);
-  return half_power(__builtin_bit_cast(T, bits > bound ? bound : bits));
-}
-template <typename T, int n>
-RETAIN_INLINE Pack<T, n> half_power(Pack<T, n> x, T most) {
-  using Bits = std::make_signed_t<typename FloatTraits<T>::Bits>;
-  const WideBits<T> bound = __builtin_bit_cast(Bits, most) - WideBits<T>{};
-  for (auto& part : x.part) {
-    const auto bits = __builtin_bit_cast(WideBits<T>, part);
-    part = __builtin_bit_cast(Wide<T>, bits > bound ? bound : bits);
-  }
-  return half_power(x);
-}
-
 RETAIN_INLINE float abs(float x) { return __builtin_fabsf(x); }
 RETAIN_INLINE double abs(double x) { return __builtin_fabs(x); }
 template <typename T, int n>
@@ -184,16 +166,16 @@ RETAIN_INLINE V exp(const V& argument) {
   return (half + half * expm1_reduced(r)) * T(2);
 }
 
-/// 2^x in fewer operations, for x below 1e9: 0 below -126.5, infinite from 127.5 on (1023.5 in
-/// fp64).
+/// 2^x in fewer operations: 0 below -126.5, infinite from 127.5 on (1023.5 in fp64).
 template <typename V>
 RETAIN_INLINE V exp2(const V& argument) {
   using F = FloatTraits<Element<V>>;
   constexpr auto kRound = F::kRound + 1;
   const V x = where(argument < F::kExp2Min - 1, F::kExp2Min - 1, argument);
-  const V shifted = x + kRound;
+  constexpr auto kMost = kRound + F::kExp2Max;
+  const V nearest = x + kRound, shifted = where(nearest > kMost, kMost, nearest);
   const V rest = x - (shifted - kRound);
-  return half_power(shifted, kRound + F::kExp2Max) * exp2_reduced(rest);
+  return half_power(shifted) * exp2_reduced(rest);
 }
 
 /// log(1 + e^x); x itself above 20.

@@ -3,6 +3,8 @@
 #include <retain/kernels/selective_scan/selective_scan.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 namespace retain::kernels {
 
@@ -41,8 +43,10 @@ void selective_scan_pack(const ScanSizes& size, const T* A, T* A_tiles) {
     const int64_t tile = (d / per_group) * size.tiles_per_group + (d % per_group) / kLanes;
     T* packed = A_tiles + tile * size.N * kLanes + (d % per_group) % kLanes;
     for (int64_t n = 0; n < size.N; ++n) {
-      // The fast exp2 takes what is large, not what is infinite.
-      packed[n * kLanes] = std::min(A[d * size.N + n] * T(1.4426950408889634074), T(1e30));
+      // Finite where A is infinite: 0 times it is 0.
+      const T rate = A[d * size.N + n] * T(1.4426950408889634074);
+      packed[n * kLanes] =
+          std::isinf(rate) ? std::copysign(std::numeric_limits<T>::max(), rate) : rate;
     }
   }
 }

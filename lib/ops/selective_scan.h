@@ -16,8 +16,8 @@ using at::Tensor;
 ///   h_t    = exp(delta'_t A[d, n]) h_{t-1} + delta'_t B_t[n] u_t       h_{-1} = initial_state, or
 ///   0 y_t    = (sum_n C_t[n] h_t[n] + D[d] u_t) silu(z_t)
 /// Where reset[t, b] is set, h_{t-1} is replaced by zero, by selection: nothing before it reaches
-/// what follows. A may have any sign; where it is not finite the decay is what exp gives: 0 for
-/// -inf, inf for inf, and a NaN stays with its channel.
+/// what follows. A may have any sign; where it is infinite the decay is 0 or infinite, and 1 where
+/// delta' is 0; a NaN stays with its channel.
 ///
 /// Shapes: u, delta, z [T, B, D]; A [D, N]; B, C [T, B, G, N], G divides D; D, delta_bias [D];
 /// initial_state [B, D, N]; reset [T, B] bool. An undefined tensor counts as absent.
