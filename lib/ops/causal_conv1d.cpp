@@ -95,6 +95,8 @@ Weights causal_conv1d_bwd_into_cpu(const Optional& dy_in, const Optional& dlast_
                                    bool silu, const Optional& initial_state, const Optional& reset,
                                    const Optional& rows, const Optional& columns,
                                    const Tensor& dx_out) {
+  check_causal_conv1d_bwd(dy_in, dlast_state_in, x, weight, bias, initial_state, reset, rows,
+                          columns, dx_out);
   const Arguments args(x, weight, bias, silu, initial_state, reset);
   const auto dy = with_dense_rows(with_product(dy_in, rows, columns), args.dtype);
   const auto dlast_state = dense(dlast_state_in, args.dtype);
@@ -253,6 +255,28 @@ void check_causal_conv1d(const Tensor& x, const Tensor& weight, const Optional& 
     check_like(kOp, "initial_state", *initial_state, "x", x);
   }
   if (present(reset)) check_reset(kOp, *reset, "[T, B]", {T, B}, "x", x);
+}
+
+void check_causal_conv1d_bwd(const Optional& dy, const Optional& dlast_state, const Tensor& x,
+                             const Tensor& weight, const Optional& bias,
+                             const Optional& initial_state, const Optional& reset,
+                             const Optional& rows, const Optional& columns, const Tensor& dx) {
+  constexpr char kBwd[] = "causal_conv1d_bwd";
+  check_causal_conv1d(x, weight, bias, initial_state, reset);
+  TORCH_CHECK(present(rows) == present(columns), kBwd, ": rows and columns must be there together");
+  const auto T = x.sym_size(0), B = x.sym_size(1), D = x.sym_size(2), K = weight.sym_size(1);
+  const auto check = [&](const char* name, const Optional& tensor, const char* layout,
+                         std::initializer_list<c10::SymInt> sizes) {
+    check_if_present(kBwd, name, tensor, layout, sizes, "x", x);
+  };
+  check("dy", dy, "[T, B, d_inner]", {T, B, D});
+  check("dlast_state", dlast_state, "[B, d_conv - 1, d_inner]", {B, K - 1, D});
+  check("dx", dx, "[T, B, d_inner]", {T, B, D});
+  if (!present(rows)) return;
+  check_rank(kBwd, "columns", *columns, "[P, d_inner]");
+  const auto P = columns->sym_size(0);
+  check("columns", columns, "[P, d_inner]", {P, D});
+  check("rows", rows, "[T, B, P]", {T, B, P});
 }
 
 Pair causal_conv1d(const Tensor& x, const Tensor& weight, const Optional& bias, bool silu,

@@ -66,6 +66,8 @@ std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd_into_cuda(
     const Optional& dy_in, const Optional& dlast_state_in, const Tensor& x, const Tensor& weight,
     const Optional& bias, bool silu, const Optional& initial_state, const Optional& reset,
     const Optional& rows, const Optional& columns, const Tensor& dx_out) {
+  check_causal_conv1d_bwd(dy_in, dlast_state_in, x, weight, bias, initial_state, reset, rows,
+                          columns, dx_out);
   const c10::cuda::CUDAGuard guard(x.device());
   const Prepared prepared(x, weight, bias, silu, initial_state, reset);
   const auto& in = prepared.in;

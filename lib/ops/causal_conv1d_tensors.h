@@ -14,6 +14,14 @@ void check_causal_conv1d(const Tensor& x, const Tensor& weight, const std::optio
                          const std::optional<Tensor>& initial_state,
                          const std::optional<Tensor>& reset);
 
+/// The same, and shapes and devices of what the backward pass takes and writes.
+void check_causal_conv1d_bwd(const std::optional<Tensor>& dy,
+                             const std::optional<Tensor>& dlast_state, const Tensor& x,
+                             const Tensor& weight, const std::optional<Tensor>& bias,
+                             const std::optional<Tensor>& initial_state,
+                             const std::optional<Tensor>& reset, const std::optional<Tensor>& rows,
+                             const std::optional<Tensor>& columns, const Tensor& dx);
+
 /// The type of bias's gradient: its own, or weight's where it is absent.
 inline at::ScalarType dbias_dtype(const Tensor& weight, const std::optional<Tensor>& bias) {
   return bias.has_value() && bias->defined() ? bias->scalar_type() : weight.scalar_type();

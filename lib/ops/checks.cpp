@@ -55,6 +55,14 @@ void check_like(const char* op, const char* name, const Tensor& tensor, const ch
               c10::toString(dtype));
 }
 
+void check_if_present(const char* op, const char* name, const std::optional<Tensor>& tensor,
+                      const char* layout, std::initializer_list<c10::SymInt> sizes,
+                      const char* input_name, const Tensor& input) {
+  if (!present(tensor)) return;
+  check_shape(op, name, *tensor, layout, sizes);
+  check_device(op, name, *tensor, input_name, input);
+}
+
 void check_reset(const char* op, const Tensor& reset, const char* layout,
                  std::initializer_list<c10::SymInt> sizes, const char* input_name,
                  const Tensor& input) {

@@ -43,6 +43,11 @@ void check_floating(const char* op, const char* name, const Tensor& tensor);
 void check_like(const char* op, const char* name, const Tensor& tensor, const char* input_name,
                 const Tensor& input);
 
+/// Where it is there, what a backward pass takes has these sizes and the device of `input`.
+void check_if_present(const char* op, const char* name, const std::optional<Tensor>& tensor,
+                      const char* layout, std::initializer_list<c10::SymInt> sizes,
+                      const char* input_name, const Tensor& input);
+
 /// reset is [T, B], or [B] where `layout` says so, bool, and on the device of `input`.
 void check_reset(const char* op, const Tensor& reset, const char* layout,
                  std::initializer_list<c10::SymInt> sizes, const char* input_name,

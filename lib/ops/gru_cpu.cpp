@@ -160,6 +160,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_bwd_cpu(
     const OptionalTensor& dy_in, const OptionalTensor& dlast_state, const Tensor& x,
     const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& initial_state,
     const OptionalTensor& reset, const Tensor& y_in, const Tensor& gates_in, bool needs_dx) {
+  constexpr char kBwd[] = "gru_bwd";
+  check_gru(x, w_ih, w_hh, {}, {}, initial_state, reset);
+  const auto check = [&](const char* name, const OptionalTensor& tensor, const char* layout,
+                         std::initializer_list<c10::SymInt> sizes) {
+    check_if_present(kBwd, name, tensor, layout, sizes, "x", x);
+  };
+  const int64_t steps = x.size(0), batch = x.size(1), width = w_hh.size(1);
+  const int64_t padded_width = state_dtype(x) == at::kDouble ? kernels::gru_padded<double>(width)
+                                                             : kernels::gru_padded<float>(width);
+  check("dy", dy_in, "[T, B, H]", {steps, batch, width});
+  check("dlast_state", dlast_state, "[B, H]", {batch, width});
+  check("y", y_in, "[T, B, H]", {steps, batch, width});
+  check_rank(kBwd, "gates", gates_in, "[T, B, 4, padded H]");
+  check("gates", gates_in, "[T, B, 4, padded H]", {steps, batch, 4, padded_width});
   const auto y = y_in.contiguous(), gates = gates_in.contiguous();
   const Arguments args(x, w_ih, w_hh, {}, {}, initial_state, reset);
   const int64_t I = args.I(), H = args.H();

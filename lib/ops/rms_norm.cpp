@@ -60,6 +60,7 @@ Pair rms_norm_bwd_meta(const Optional&, const Optional&, const Tensor& residual_
 
 Pair rms_norm_bwd_cpu(const Optional& dy_in, const Optional& dresidual_out_in,
                       const Tensor& residual_out_in, const Tensor& weight, double eps) {
+  check_rms_norm_bwd(dy_in, dresidual_out_in, residual_out_in, weight);
   const auto dtype = residual_out_in.scalar_type();
   const auto dy = dense(dy_in, dtype), dresidual_out = dense(dresidual_out_in, dtype);
   const auto residual_out = dense(residual_out_in, dtype), gain = dense(weight, dtype);
@@ -152,6 +153,24 @@ void check_rms_norm(const Tensor& x, const Tensor& weight, const Optional& resid
   TORCH_CHECK(residual->sym_sizes() == x.sym_sizes(), kOp, ": residual must have the shape of x, ",
               x.sym_sizes(), ", got ", residual->sym_sizes());
   check_like(kOp, "residual", *residual, "x", x);
+}
+
+void check_rms_norm_bwd(const Optional& dy, const Optional& dresidual_out,
+                        const Tensor& residual_out, const Tensor& weight) {
+  constexpr char kBwd[] = "rms_norm_bwd";
+  TORCH_CHECK(residual_out.dim() >= 1, kBwd, ": residual_out must be [..., D], got ",
+              residual_out.sym_sizes());
+  check_if_present(kBwd, "weight", weight, "[D]", {residual_out.sym_size(-1)}, "residual_out",
+                   residual_out);
+  const auto check = [&](const char* name, const Optional& tensor) {
+    if (!present(tensor)) return;
+    TORCH_CHECK(tensor->sym_sizes() == residual_out.sym_sizes() &&
+                    tensor->device() == residual_out.device(),
+                kBwd, ": ", name, " must be as residual_out is, ", residual_out.sym_sizes(), " on ",
+                residual_out.device(), ", got ", tensor->sym_sizes(), " on ", tensor->device());
+  };
+  check("dy", dy);
+  check("dresidual_out", dresidual_out);
 }
 
 Pair rms_norm(const Tensor& x, const Tensor& weight, const Optional& residual, double eps) {

@@ -56,6 +56,7 @@ std::tuple<Tensor, Tensor> rms_norm_bwd_cuda(const Optional& dy_in,
                                              const Optional& dresidual_out_in,
                                              const Tensor& residual_out, const Tensor& weight,
                                              double eps) {
+  check_rms_norm_bwd(dy_in, dresidual_out_in, residual_out, weight);
   const c10::cuda::CUDAGuard guard(residual_out.device());
   const auto s = as_rows(dense(residual_out, at::kFloat), at::kFloat);
   const auto dy_dtype = present(dy_in) ? dy_in->scalar_type() : at::kFloat;

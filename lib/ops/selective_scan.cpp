@@ -41,6 +41,30 @@ void check_selective_scan(const char* op, const SelectiveScanTensors& in) {
   if (in.reset.defined()) check_reset(op, in.reset, "[T, B]", {T, B}, "u", in.u);
 }
 
+void check_selective_scan_bwd(const SelectiveScanTensors& in, const OptionalTensor& dy,
+                              const OptionalTensor& dlast_state, const Tensor& checkpoints,
+                              int64_t checkpoint_every, const Tensor& dB, const Tensor& dC,
+                              const OptionalTensor& dz) {
+  constexpr char kOp[] = "selective_scan_bwd";
+  check_selective_scan(kOp, in);
+  TORCH_CHECK(checkpoint_every > 0, kOp, ": checkpoint_every must be positive, got ",
+              checkpoint_every);
+  TORCH_CHECK(present(dz) == in.z.defined(), kOp, ": dz must be there where z is, and only there");
+  const auto T = in.u.sym_size(0), B = in.u.sym_size(1), D = in.u.sym_size(2);
+  const auto N = in.A.sym_size(1), G = in.B.sym_size(2);
+  const auto check = [&](const char* name, const OptionalTensor& tensor, const char* layout,
+                         std::initializer_list<c10::SymInt> sizes) {
+    check_if_present(kOp, name, tensor, layout, sizes, "u", in.u);
+  };
+  check("dy", dy, "[T, B, d_inner]", {T, B, D});
+  check("dlast_state", dlast_state, "[B, d_inner, d_state]", {B, D, N});
+  check("checkpoints", checkpoints, "[ceil(T / checkpoint_every), B, d_inner, d_state]",
+        {(T + (checkpoint_every - 1)) / checkpoint_every, B, D, N});
+  check("dB", dB, "[T, B, groups, d_state]", {T, B, G, N});
+  check("dC", dC, "[T, B, groups, d_state]", {T, B, G, N});
+  check("dz", dz, "[T, B, d_inner]", {T, B, D});
+}
+
 ScanFwdOutputs selective_scan_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every,
                                   at::ScalarType checkpoint_dtype) {
   static const auto op =

@@ -47,6 +47,12 @@ inline SelectiveScanTensors gather_selective_scan(SELECTIVE_SCAN_PARAMETERS) {
 /// Shapes, dtypes, devices; `op` opens the message.
 void check_selective_scan(const char* op, const SelectiveScanTensors& in);
 
+/// The same, and shapes and devices of what the backward pass takes and writes.
+void check_selective_scan_bwd(const SelectiveScanTensors& in, const OptionalTensor& dy,
+                              const OptionalTensor& dlast_state, const Tensor& checkpoints,
+                              int64_t checkpoint_every, const Tensor& dB, const Tensor& dC,
+                              const OptionalTensor& dz);
+
 using ScanOutputs = std::tuple<Tensor, Tensor>;
 using ScanFwdOutputs = std::tuple<Tensor, Tensor, Tensor>;
 using ScanBwdOutputs =
@@ -115,8 +121,7 @@ struct SelectiveScanOps {
                                      int64_t checkpoint_every, const Tensor& dB, const Tensor& dC,
                                      const OptionalTensor& dz) {
     const auto in = gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS);
-    TORCH_CHECK(present(dz) == present(z),
-                "selective_scan: dz must be there where z is, and only there");
+    check_selective_scan_bwd(in, dy, dlast_state, checkpoints, checkpoint_every, dB, dC, dz);
     const auto g = kBwd(value_or_undefined(dy), value_or_undefined(dlast_state), in, checkpoints,
                         checkpoint_every, {dB, dC, value_or_undefined(dz)});
     const auto as = [](const Tensor& gradient, const Tensor& argument) {

@@ -293,12 +293,39 @@ class Shapes(unittest.TestCase):
             with self.assertRaisesRegex(RuntimeError, error):
                 call()
 
-    def test_scan_backward_wants_dz_where_z_is(self):
-        u, A, B = torch.ones(2, 1, 3), -torch.ones(3, 2), torch.ones(2, 1, 1, 2)
-        y, last, kept = ops.selective_scan_fwd(u, u, A, B, B, None, u, None, True, None, None, False, 16, torch.float32)
-        with self.assertRaisesRegex(RuntimeError, "dz must be there where z is"):
-            ops.selective_scan_bwd_into(u, None, u, u, A, B, B, None, u, None, True, None, None, False, kept, 16, B.clone(),
-                                        B.clone(), None)
+    def test_backward_passes_name_what_does_not_fit(self):
+        u, A, B, z = torch.ones(20, 1, 3), -torch.ones(3, 2), torch.ones(20, 1, 1, 2), torch.ones(20, 1, 3)
+        _, _, kept = ops.selective_scan_fwd(u, u, A, B, B, None, z, None, True, None, None, False, 16, torch.float32)
+
+        def scan(dy=u, kept=kept, every=16, dB=B.clone(), dz=z.clone()):
+            ops.selective_scan_bwd_into(dy, None, u, u, A, B, B, None, z, None, True, None, None, False, kept, every, dB, B.clone(), dz)
+
+        x, weight, rows = torch.ones(5, 2, 8), torch.ones(8, 4), torch.ones(5, 2, 3)
+
+        def conv(dy=x, rows=None, columns=None, dx=x.clone()):
+            ops.causal_conv1d_bwd_into(dy, None, x, weight, None, True, None, None, rows, columns, dx)
+
+        gru = [torch.ones(5, 2, 3), torch.ones(24, 3), torch.ones(24, 8)]
+        y, _, gates = ops.gru_fwd(*gru, None, None, None, None, True)
+        scan()
+        conv(rows=rows, columns=torch.ones(3, 8))
+        for error, call in (
+                ("dz must be there where z is", lambda: scan(dz=None)),
+                ("dz must be", lambda: scan(dz=z[:3])),
+                ("dy must be", lambda: scan(dy=u[:7])),
+                ("dB must be", lambda: scan(dB=B[:7])),
+                ("checkpoints must be", lambda: scan(kept=kept[:0])),
+                ("checkpoint_every must be", lambda: scan(every=0)),
+                ("dy must be", lambda: conv(dy=x[:2])),
+                ("dx must be", lambda: conv(dx=x[:2])),
+                ("rows and columns", lambda: conv(rows=rows)),
+                ("columns must be", lambda: conv(rows=rows, columns=torch.ones(3, 7))),
+                ("dy must be", lambda: ops.rms_norm_bwd(x[:2], None, x, torch.ones(8), 1e-5)),
+                ("weight must be", lambda: ops.rms_norm_bwd(x, None, x, torch.ones(7), 1e-5)),
+                ("gates must be", lambda: ops.gru_bwd(y, None, *gru, None, None, y, gates[:0], True)),
+                ("dy must be", lambda: ops.gru_bwd(y[:1], None, *gru, None, None, y, gates, True))):
+            with self.assertRaisesRegex(RuntimeError, error):
+                call()
 
 
 class Promises(unittest.TestCase):
