@@ -1,6 +1,6 @@
 #include <ATen/ATen.h>
-#include <ATen/autocast_mode.h>
 #include <retain/lib/cores/core.h>
+#include <retain/lib/ops/casts.h>
 #include <retain/lib/ops/checks.h>
 
 namespace retain {
@@ -9,9 +9,7 @@ namespace {
 
 /// Under autocast x may be narrower, as what comes of a layer before is.
 void check_matches(const std::string& where, const Tensor& x, const Tensor& parameter) {
-  const auto device = x.device().type();
-  const bool autocast = x.is_floating_point() && at::autocast::is_autocast_available(device) &&
-                        at::autocast::is_autocast_enabled(device);
+  const bool autocast = x.is_floating_point() && autocast_is_on(x.device().type());
   TORCH_CHECK(autocast || x.scalar_type() == parameter.scalar_type(), where, ": x must be ",
               parameter.scalar_type(), " as the parameters are, got ", x.scalar_type());
   TORCH_CHECK(x.device() == parameter.device(), where, ": x must be on ", parameter.device(),

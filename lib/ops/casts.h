@@ -11,11 +11,15 @@
 namespace retain {
 using at::Tensor;
 
+/// Whether autocast is on for devices of a type, which it may not know at all.
+inline bool autocast_is_on(c10::DeviceType device) {
+  return at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
+}
+
 /// In autocast's type, if it is on.
 inline Tensor autocasted(const Tensor& t) {
   const auto device = t.device().type();
-  if (!at::autocast::is_autocast_available(device)) return t;
-  if (!at::autocast::is_autocast_enabled(device)) return t;
+  if (!autocast_is_on(device)) return t;
   return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), t, device);
 }
 

@@ -1,7 +1,6 @@
 #include <retain/lib/ops/mamba_block.h>
 
 #include <ATen/ATen.h>
-#include <ATen/autocast_mode.h>
 #include <retain/lib/ops/casts.h>
 #include <retain/lib/ops/causal_conv1d.h>
 #include <retain/lib/ops/causal_conv1d_tensors.h>
