@@ -263,7 +263,9 @@ void check_causal_conv1d_bwd(const Optional& dy, const Optional& dlast_state, co
                              const Optional& rows, const Optional& columns, const Tensor& dx) {
   constexpr char kBwd[] = "causal_conv1d_bwd";
   check_causal_conv1d(x, weight, bias, initial_state, reset);
-  TORCH_CHECK(present(rows) == present(columns), kBwd, ": rows and columns must be there together");
+  TORCH_CHECK(present(rows) == present(columns), kBwd,
+              ": rows and columns must be there together, got ", present(rows) ? "rows" : "columns",
+              " alone");
   const auto T = x.sym_size(0), B = x.sym_size(1), D = x.sym_size(2), K = weight.sym_size(1);
   const auto check = [&](const char* name, const Optional& tensor, const char* layout,
                          std::initializer_list<c10::SymInt> sizes) {

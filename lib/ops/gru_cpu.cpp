@@ -162,23 +162,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_bwd_cpu(
     const OptionalTensor& reset, const Tensor& y_in, const Tensor& gates_in, bool needs_dx) {
   constexpr char kBwd[] = "gru_bwd";
   check_gru(x, w_ih, w_hh, {}, {}, initial_state, reset);
+  const Arguments args(x, w_ih, w_hh, {}, {}, initial_state, reset);
+  const int64_t T = args.T(), B = args.B(), I = args.I(), H = args.H();
+  const int64_t padded =
+      args.dtype == at::kDouble ? kernels::gru_padded<double>(H) : kernels::gru_padded<float>(H);
   const auto check = [&](const char* name, const OptionalTensor& tensor, const char* layout,
                          std::initializer_list<c10::SymInt> sizes) {
     check_if_present(kBwd, name, tensor, layout, sizes, "x", x);
   };
-  const int64_t steps = x.size(0), batch = x.size(1), width = w_hh.size(1);
-  const int64_t padded_width = state_dtype(x) == at::kDouble ? kernels::gru_padded<double>(width)
-                                                             : kernels::gru_padded<float>(width);
-  check("dy", dy_in, "[T, B, H]", {steps, batch, width});
-  check("dlast_state", dlast_state, "[B, H]", {batch, width});
-  check("y", y_in, "[T, B, H]", {steps, batch, width});
-  check_rank(kBwd, "gates", gates_in, "[T, B, 4, padded H]");
-  check("gates", gates_in, "[T, B, 4, padded H]", {steps, batch, 4, padded_width});
+  check("dy", dy_in, "[T, B, H]", {T, B, H});
+  check("dlast_state", dlast_state, "[B, H]", {B, H});
+  check("y", y_in, "[T, B, H]", {T, B, H});
+  check("gates", gates_in, "[T, B, 4, padded H]", {T, B, 4, padded});
   const auto y = y_in.contiguous(), gates = gates_in.contiguous();
-  const Arguments args(x, w_ih, w_hh, {}, {}, initial_state, reset);
-  const int64_t I = args.I(), H = args.H();
   const auto dy = with_dense_rows(dy_in, args.dtype);
-  const auto dstate = at::zeros({args.B(), H}, args.zeros.options());
+  const auto dstate = at::zeros({B, H}, args.zeros.options());
   if (present(dlast_state)) dstate.copy_(*dlast_state);
   const auto dx = needs_dx ? args.allocate(x.sizes()) : args.allocate({0});
   Tensor sums;
@@ -194,7 +192,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_bwd_cpu(
                               .dstate = mutable_pointer<scalar_t>(dstate)},
                              args);
   });
-  const int64_t padded = gates.size(3);
   const auto part = [&](int64_t first_row, int64_t rows) {
     return sums.narrow(0, first_row * padded, rows * padded);
   };

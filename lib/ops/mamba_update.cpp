@@ -154,7 +154,9 @@ void check_mamba_update_(const Tensor& xz, const Tensor& conv_state, const Tenso
   if (symbolic(conv_state) || symbolic(ssm_state)) return;
   const auto overlap = at::get_overlap_status(conv_state, ssm_state);
   TORCH_CHECK(overlap != at::MemOverlapStatus::Full && overlap != at::MemOverlapStatus::Partial,
-              "mamba_update_: conv_state and ssm_state must not overlap");
+              "mamba_update_: conv_state and ssm_state must not overlap in memory, got states that "
+              "share ",
+              overlap == at::MemOverlapStatus::Full ? "all" : "a part", " of theirs");
 }
 
 Outputs composed_mamba_update(MAMBA_UPDATE_PARAMETERS) {

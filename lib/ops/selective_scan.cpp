@@ -49,7 +49,9 @@ void check_selective_scan_bwd(const SelectiveScanTensors& in, const OptionalTens
   check_selective_scan(kOp, in);
   TORCH_CHECK(checkpoint_every > 0, kOp, ": checkpoint_every must be positive, got ",
               checkpoint_every);
-  TORCH_CHECK(present(dz) == in.z.defined(), kOp, ": dz must be there where z is, and only there");
+  TORCH_CHECK(present(dz) == in.z.defined(), kOp,
+              ": dz must be there where z is, and only there, got ", present(dz) ? "dz" : "z",
+              " alone");
   const auto T = in.u.sym_size(0), B = in.u.sym_size(1), D = in.u.sym_size(2);
   const auto N = in.A.sym_size(1), G = in.B.sym_size(2);
   const auto check = [&](const char* name, const OptionalTensor& tensor, const char* layout,

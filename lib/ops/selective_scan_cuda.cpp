@@ -65,7 +65,8 @@ struct Prepared {
   void keep(int64_t every, at::ScalarType kept_as) {
     constexpr auto kTile = kernels::kScanCudaTile;
     TORCH_CHECK(every > 0 && every % kTile == 0 && every <= INT32_MAX,
-                "selective_scan: checkpoint_every must be a multiple of ", kTile, ", got ", every);
+                "selective_scan: checkpoint_every must be a multiple of ", kTile,
+                " below 2^31, got ", every);
     in.checkpoint_every = every;
     if (kept_as == at::kFloat) return;
     in.checkpoint_type = kernels::scan_checkpoint_type(in.N, in.type);
