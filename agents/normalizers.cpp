@@ -1,6 +1,8 @@
 #include <retain/agents/normalizers.h>
 #include <retain/agents/read_like.h>
 
+#include <cmath>
+
 namespace retain {
 namespace {
 

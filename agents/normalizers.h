@@ -28,8 +28,8 @@ class RewardNormalizer {
  public:
   RewardNormalizer(int64_t num_envs, double gamma);
 
-  /// Takes one rollout into the statistics and returns its scaled rewards. All [T, B]; mask as in
-  /// Rollout.
+  /// Takes one rollout into the statistics and returns its scaled rewards, unscaled while all
+  /// returns so far are equal. All [T, B]; mask as in Rollout.
   Tensor update(const Tensor& reward, const Tensor& mask);
 
   void save(CheckpointWriter& writer) const;

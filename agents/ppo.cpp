@@ -31,19 +31,19 @@ Batch select(const Batch& batch, const Tensor& index) {
 
 /// The sum of x in an order that the number of threads does not change: LibTorch cuts what is
 /// longer than a block among them.
-Tensor sum_in_order(const Tensor& x) {
+Tensor sum_in_blocks(const Tensor& x) {
   constexpr int64_t kBlock = 1 << 14;
   if (x.numel() <= kBlock) return x.sum();
   const auto whole = x.numel() / kBlock * kBlock;
   const auto flat = x.flatten();
   const auto blocks = flat.narrow(0, 0, whole).view({-1, kBlock}).sum(1);
-  return sum_in_order(at::cat({blocks, flat.narrow(0, whole, flat.numel() - whole)}));
+  return sum_in_blocks(at::cat({blocks, flat.narrow(0, whole, flat.numel() - whole)}));
 }
 
 Tensor normalize(const Tensor& advantage, const Tensor& decision) {
   const auto chosen = advantage.masked_select(decision);
   if (chosen.numel() < 2) return advantage;
-  return (advantage - sum_in_order(chosen) / chosen.numel()) / (chosen.std() + 1e-8);
+  return (advantage - sum_in_blocks(chosen) / chosen.numel()) / (chosen.std() + 1e-8);
 }
 
 /// A permutation of [0, n) that (seed, update, epoch) alone decides.
@@ -91,7 +91,7 @@ const Tensor& valued_steps(const Batch& batch, const PPOOptions& options) {
 
 /// What x adds to a mean over `count` values.
 Tensor share(const Tensor& x, int64_t count) {
-  return sum_in_order(x) / std::max<int64_t>(count, 1);
+  return sum_in_blocks(x) / std::max<int64_t>(count, 1);
 }
 
 Loss loss(ActorCritic& policy, const Batch& batch, const Counts& counts,

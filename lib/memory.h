@@ -14,8 +14,7 @@ class Memory {
   Memory(std::shared_ptr<Core> core, int64_t batch_size);
   Memory(const Memory& other);  ///< Has storage of its own.
   Memory(Memory&&) = default;
-  Memory& operator=(Memory other);
-  ~Memory() = default;
+  Memory& operator=(Memory other);  ///< Has other storage than before.
 
   int64_t batch_size() const { return state_.batch_size(); }
   State get() const;             ///< A copy: later steps do not change it.

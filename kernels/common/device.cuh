@@ -139,6 +139,7 @@ __device__ __forceinline__ void wait_for_copies() {
 // Functions
 
 constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
 
 /// A log2(e), for exponentials of base 2. Finite where A is infinite, so that a step size of 0
 /// keeps the state all the same, as beyond a sequence's end; a NaN stays.
@@ -146,7 +147,6 @@ __device__ __forceinline__ float rate_of(float A) {
   const float rate = A * kLog2e;
   return isinf(rate) ? copysignf(FLT_MAX, rate) : rate;
 }
-constexpr float kLn2 = 0.6931471805599453f;
 
 /// 2^x within 2 ulp; 0 below the normal numbers.
 __device__ __forceinline__ float exp2_fast(float x) {

@@ -13,8 +13,9 @@ using at::Tensor;
 ///
 /// For batch row b, channel d, state index n:
 ///   delta' = softplus(delta + delta_bias)             (softplus only if delta_softplus)
-///   h_t    = exp(delta'_t A[d, n]) h_{t-1} + delta'_t B_t[n] u_t       h_{-1} = initial_state, or
-///   0 y_t    = (sum_n C_t[n] h_t[n] + D[d] u_t) silu(z_t)
+///   h_t    = exp(delta'_t A[d, n]) h_{t-1} + delta'_t B_t[n] u_t
+///   y_t    = (sum_n C_t[n] h_t[n] + D[d] u_t) silu(z_t)
+/// from h_{-1} = initial_state, or 0.
 /// Where reset[t, b] is set, h_{t-1} is replaced by zero, by selection: nothing before it reaches
 /// what follows. A may have any sign; where it is infinite the decay is 0 or infinite, and 1 where
 /// delta' is 0; a NaN stays with its channel.

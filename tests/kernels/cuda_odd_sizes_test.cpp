@@ -8,6 +8,7 @@
 #include <retain/kernels/selective_scan/selective_scan_cuda.h>
 #include <retain/kernels/state/state_cuda.h>
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 #include <stdexcept>
