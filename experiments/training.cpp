@@ -40,6 +40,13 @@ void save(const Trainer& trainer, const std::string& folder, const std::string& 
   writer.commit();
 }
 
+/// Throws if the run in `folder` has gone beyond the last update that is wanted.
+void check_updates(const std::string& folder, int64_t done, int64_t wanted) {
+  if (done <= wanted) return;
+  throw UsageError("--updates " + std::to_string(wanted) + ": the run in " + folder + " has done " +
+                   std::to_string(done));
+}
+
 double normalized_return(const EnvironmentSpec& spec, double mean_return) {
   return (mean_return - spec.chance_return) / (spec.best_return - spec.chance_return);
 }
@@ -109,6 +116,10 @@ void check_resumable(const std::string& folder, const RunOptions& stored,
   }
   if (!differences.empty())
     throw UsageError("--resume: the run in " + folder + " differs: " + join(differences, "; "));
+  if (std::filesystem::exists(checkpoint_path(folder))) {
+    const CheckpointReader reader(checkpoint_path(folder));
+    check_updates(folder, reader.integer("progress/updates"), wanted.updates);
+  }
 }
 
 std::unique_ptr<Trainer> train(const RunOptions& run, const std::string& folder,
@@ -118,13 +129,15 @@ std::unique_ptr<Trainer> train(const RunOptions& run, const std::string& folder,
   const FolderLock lock(folder);
   const std::string config = to_ini(run);
   const bool resumed = std::filesystem::exists(checkpoint_path(folder));
-  if (resumed) trainer->load(CheckpointReader(checkpoint_path(folder)));
-  if (trainer->updates() > run.updates) {
-    throw UsageError("--updates " + std::to_string(run.updates) + ": the run in " + folder +
-                     " has done " + std::to_string(trainer->updates()));
+  bool stored = false;  // the checkpoint holds these options
+  if (resumed) {
+    const CheckpointReader reader(checkpoint_path(folder));
+    trainer->load(reader);
+    stored = reader.text("config") == config;
   }
+  check_updates(folder, trainer->updates(), run.updates);
+  if (!stored) save(*trainer, folder, config);
   write_file(config_path(folder), {config});
-  if (!resumed) save(*trainer, folder, config);
   RunLog log(folder, config, resumed ? trainer->updates() : -1);
   Progress progress(std::cerr, ProgressStyle::of_stderr(), title, run.updates);
   progress.start(trainer->updates(), trainer->env_steps());

@@ -23,7 +23,8 @@ bool holds_run(const std::string& folder);
 RunOptions stored_run(const std::string& folder);
 
 /// Throws UsageError, and names what differs, unless `wanted` may go on where `stored` stands:
-/// updates (without anneal), device, checkpoint_every and threads may change.
+/// updates (without anneal, and no fewer than are done), device, checkpoint_every and threads may
+/// change.
 void check_resumable(const std::string& folder, const RunOptions& stored, const RunOptions& wanted);
 
 /// Trains `run` in `folder` to its last update, from the folder's checkpoint if there is one:

@@ -31,10 +31,14 @@ def updates_done(folder):
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def wait_for_updates(process, folder, updates):
+def wait_until(process, condition):
     end = time.monotonic() + PATIENCE
-    while updates_done(folder) < updates and process.poll() is None and time.monotonic() < end:
+    while not condition() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.002)
+
+
+def wait_for_updates(process, folder, updates):
+    wait_until(process, lambda: updates_done(folder) >= updates)
 
 
 class Cli(unittest.TestCase):
@@ -71,6 +75,21 @@ class Cli(unittest.TestCase):
 
     def test_a_killed_run_of_chunks_resumes_bit_equal(self):
         self.kill_and_resume(["--num_steps", 16], seed=2)
+
+    def test_a_killed_run_with_more_updates_than_before_keeps_them(self):
+        out = self.folder / "run"
+        self.assertEqual(run("train", *TINY, "--updates", 2, "--out", out).returncode, 0)
+        process = start("train", "--out", out, "--resume", "--updates", 1000000, "--checkpoint_every", 1000000)
+        wait_for_updates(process, out, 50)
+        process.kill()
+        process.communicate()
+        process = start("train", "--out", out, "--resume")
+        wait_until(process, lambda: updates_done(out) < 50)  # back at the checkpoint's two
+        wait_for_updates(process, out, 4)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=PATIENCE)
+        self.assertEqual(process.returncode, 143)
+        self.assertIn("updates = 1000000\n", (out / "config.ini").read_text())
 
     def test_a_signal_saves_and_exits_cleanly(self):
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
