@@ -24,6 +24,8 @@ enum class Stream : uint32_t { world = 0, action = 1, shuffle = 2, evaluation = 
 /// 2^48, 2^34 draws of 32 bits a step.
 class Rng {
  public:
+  static constexpr int64_t kEnvironments = int64_t{1} << 40, kSteps = int64_t{1} << 48;
+
   RETAIN_HOST_DEVICE Rng(uint64_t seed, Stream stream, uint64_t environment, uint64_t step) {
     key_.v[0] = static_cast<uint32_t>(seed);
     key_.v[1] = static_cast<uint32_t>(seed >> 32);

@@ -17,6 +17,11 @@ Tensor uniforms(uint64_t seed, Stream stream, int64_t first_step, int64_t num_st
       "uniforms: sizes and indices must not be negative, got num_steps ", num_steps, ", num_envs ",
       num_envs, ", count ", count, ", first_step ", first_step, ", first_environment ",
       first_environment);
+  TORCH_CHECK(
+      num_steps <= Rng::kSteps - first_step && num_envs <= Rng::kEnvironments - first_environment,
+      "uniforms: first_step + num_steps must be at most 2^48 and first_environment + "
+      "num_envs at most 2^40, got ",
+      first_step, " + ", num_steps, " and ", first_environment, " + ", num_envs);
   Tensor result = at::empty({num_steps, num_envs, count}, at::kFloat);
   float* out = result.data_ptr<float>();
   at::parallel_for(0, num_steps * num_envs, 4096, [&](int64_t begin, int64_t end) {

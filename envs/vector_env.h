@@ -4,7 +4,6 @@
 #include <retain/envs/environment.h>
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <vector>
 
@@ -63,10 +62,6 @@ class VectorEnv {
   virtual std::vector<uint8_t> save() const = 0;
   virtual void load(const std::vector<uint8_t>& bytes) = 0;
 };
-
-/// How the drivers of lib-less code make an environment again, as evaluation does: (num_envs, seed)
-/// → VectorEnv.
-using EnvFactory = std::function<std::unique_ptr<VectorEnv>(int64_t num_envs, uint64_t seed)>;
 
 /// Uniform numbers in (0, 1), float32 [num_steps, num_envs, count] on the CPU: entry [t, b, i] is
 /// draw i of Rng(seed, stream, first_environment + b, first_step + t), so that the same

@@ -15,7 +15,6 @@ namespace {
 
 using Kind = ActionSpec::Kind;
 
-constexpr uint8_t kMid = static_cast<uint8_t>(StepType::mid);
 constexpr uint8_t kLast = static_cast<uint8_t>(StepType::last);
 
 TimeSteps empty_steps(const EnvironmentSpec& spec, at::IntArrayRef rows) {
@@ -97,6 +96,11 @@ BatchDriver::BatchDriver(EnvironmentSpec spec, int64_t num_envs, uint64_t seed,
   if (first_environment < 0) {
     throw std::invalid_argument("first_environment must not be negative, got " +
                                 std::to_string(first_environment));
+  }
+  if (num_envs > Rng::kEnvironments - first_environment) {
+    throw std::invalid_argument("first_environment + num_envs must be at most 2^40, got " +
+                                std::to_string(first_environment) + " + " +
+                                std::to_string(num_envs));
   }
   check_spec(spec_);
   current_ = empty_steps(spec_, {num_envs});

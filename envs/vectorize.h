@@ -116,12 +116,14 @@ class WorldVectorEnv final : public BatchDriver {
 
 /// `num_envs` copies of a world, stepped together on the CPU. `first_environment` shifts the
 /// indices that key the randomness, so that parts of a batch can live in different drivers. Throws
-/// std::invalid_argument if num_envs < 1 or the world refuses its options.
+/// std::invalid_argument if num_envs < 1, an index is beyond what Rng tells apart or the world
+/// refuses its options.
 template <World W>
 std::unique_ptr<VectorEnv> vectorize(const W& world, int64_t num_envs, uint64_t seed,
                                      int64_t first_environment = 0);
 
-/// The same for a virtual Environment: `make(index)` gives the one of that index.
+/// The same for a virtual Environment: `make(index)` gives the one of that index. All must have one
+/// spec.
 std::unique_ptr<VectorEnv> vectorize(
     const std::function<std::unique_ptr<Environment>(int64_t index)>& make, int64_t num_envs,
     uint64_t seed, int64_t first_environment = 0);

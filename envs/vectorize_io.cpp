@@ -5,12 +5,20 @@
 #include <string>
 
 // The bytes of a driver: mark, then named fields that must agree, then seed, counters, the current
-// steps and the worlds themselves. Little-endian, as every machine this runs on.
+// steps, the worlds themselves and a hash of all that. Little-endian, as every machine this runs
+// on.
 
 namespace retain {
 namespace {
 
-constexpr char kMark[] = "retain environments 1";
+constexpr char kMark[] = "retain environments 2";
+
+/// FNV-1a, 64 bits: one changed byte always shows.
+uint64_t hash_of(const uint8_t* bytes, size_t size) {
+  uint64_t hash = 0xcbf29ce484222325;
+  for (size_t i = 0; i < size; ++i) hash = (hash ^ bytes[i]) * 0x100000001b3;
+  return hash;
+}
 
 class ByteWriter {
  public:
@@ -24,6 +32,7 @@ class ByteWriter {
     raw(data, size);
   }
   void text(const std::string& value) { block(value.data(), value.size()); }
+  void seal() { number(hash_of(bytes_.data(), bytes_.size())); }
   std::vector<uint8_t> take() { return std::move(bytes_); }
 
  private:
@@ -53,6 +62,11 @@ class ByteReader {
   std::string text() {
     const auto [data, size] = block();
     return {reinterpret_cast<const char*>(data), size};
+  }
+  /// What seal() wrote over the bytes from `begin` to here.
+  void check_seal(const uint8_t* begin) {
+    const uint64_t hash = hash_of(begin, next_ - begin);
+    TORCH_CHECK(number() == hash, who_, ".load: the bytes are damaged");
   }
   void finish() const {
     TORCH_CHECK(next_ == end_, who_, ".load: ", end_ - next_, " bytes too many");
@@ -91,6 +105,7 @@ std::vector<uint8_t> BatchDriver::save() const {
   for (const Tensor* part : parts(steps)) out.block(part->const_data_ptr(), part->nbytes());
   const std::vector<uint8_t> worlds = save_worlds();
   out.block(worlds.data(), worlds.size());
+  out.seal();
   return out.take();
 }
 
@@ -113,6 +128,7 @@ void BatchDriver::load(const std::vector<uint8_t>& bytes) {
     saved.push_back(data);
   }
   const auto [worlds, size] = in.block();
+  in.check_seal(bytes.data());
   in.finish();
   load_worlds(worlds, size);  // the last thing that can refuse
   seed_ = seed;
@@ -172,6 +188,18 @@ void WorldVectorEnv<EnvironmentBox>::load_worlds(const uint8_t* bytes, size_t si
   }
 }
 
+namespace {
+
+/// Whether one driver can step both.
+bool alike(const EnvironmentSpec& a, const EnvironmentSpec& b) {
+  return a.name == b.name && a.options == b.options && a.observation_size == b.observation_size &&
+         a.passive == b.passive && a.action.kind == b.action.kind &&
+         a.action.num_values == b.action.num_values && a.action.size == b.action.size &&
+         a.action.masked == b.action.masked;
+}
+
+}  // namespace
+
 std::unique_ptr<VectorEnv> vectorize(
     const std::function<std::unique_ptr<Environment>(int64_t index)>& make, int64_t num_envs,
     uint64_t seed, int64_t first_environment) {
@@ -183,6 +211,13 @@ std::unique_ptr<VectorEnv> vectorize(
                       ") gave no environment");
   }
   EnvironmentSpec spec = worlds[0].environment->spec();
+  for (int64_t e = 1; e < num_envs; ++e) {
+    const EnvironmentSpec other = worlds[e].environment->spec();
+    TORCH_CHECK_VALUE(alike(spec, other), "vectorize: make(", first_environment + e, ") gave ",
+                      other.name, " with ", other.observation_size, " observations and options \"",
+                      other.options, "\", make(", first_environment, ") ", spec.name, " with ",
+                      spec.observation_size, " and \"", spec.options, "\": all must have one spec");
+  }
   return std::make_unique<WorldVectorEnv<EnvironmentBox>>(std::move(worlds), std::move(spec), seed,
                                                           first_environment);
 }

@@ -129,6 +129,10 @@ TEST(VectorEnv, NumbersOfEnvironmentsThatCannotBeAreNamed) {
             "num_envs must be at least 1, got 0");
   EXPECT_EQ(error_of([] { vectorize(Catch{}, 1, 1, -1); }),
             "first_environment must not be negative, got -1");
+  EXPECT_EQ(error_of([] { vectorize(Catch{}, 1, 1, int64_t{1} << 40); }),
+            "first_environment + num_envs must be at most 2^40, got 1099511627776 + 1");
+  EXPECT_THAT(error_of([] { uniforms(1, Stream::world, int64_t{1} << 48, 1, 1, 1); }),
+              HasSubstr("first_step + num_steps must be at most 2^48"));
   EXPECT_EQ(error_of([] { vectorize(Recall{.horizon = 0}, 1, 1); }),
             "recall: horizon must be at least 1, got 0");
 }
@@ -159,6 +163,11 @@ TEST(VectorEnv, LoadRefusesOtherBytesAndSaysWhatDiffers) {
   for (size_t size = 0; size < before.size(); size += 7) {
     EXPECT_NE(load({before.begin(), before.begin() + size}), "") << size;
   }
+  for (size_t i = 0; i < before.size(); ++i) {
+    std::vector<uint8_t> damaged = before;
+    damaged[i] ^= 1 << i % 8;
+    EXPECT_NE(load(damaged), "") << i;
+  }
   EXPECT_EQ(env->save(), before);
 }
 
@@ -171,6 +180,15 @@ TEST(VectorEnv, TheSameWorldsGiveTheSameBytes) {  // padding inside a struct say
     return env->save();
   };
   EXPECT_EQ(saved(0), saved(255));
+}
+
+TEST(VectorEnv, EnvironmentsOfDifferentSpecsAreRefused) {
+  const auto make = [](int64_t i) {
+    return std::make_unique<Boxed<Catch>>(Catch{.columns = i == 2 ? 7 : 5});
+  };
+  EXPECT_THAT(error_of([&] { vectorize(make, 3, 1); }),
+              HasSubstr("make(2) gave catch with 70 observations"));
+  EXPECT_EQ(vectorize(make, 2, 1)->num_envs(), 2);
 }
 
 /// Refuses to be loaded when its turn comes.
