@@ -21,6 +21,14 @@ Interval wilson(double proportion, double n) {
   return {(centre - half) / (1 + z2), (centre + half) / (1 + z2)};
 }
 
+/// Of returns that are 1 or `wrong`.
+Interval of_won_or_lost(const Tensor& x, double wrong) {
+  const double span = 1 - wrong;
+  const auto share =
+      wilson((x.mean().item<double>() - wrong) / span, static_cast<double>(x.numel()));
+  return {wrong + span * share.low, wrong + span * share.high};
+}
+
 Interval of_mean(const Tensor& x) {
   const double mean = x.mean().item<double>();
   const auto n = static_cast<double>(x.numel());
@@ -30,14 +38,14 @@ Interval of_mean(const Tensor& x) {
 
 }  // namespace
 
-Evaluation summarize(const Tensor& episode_return, double chance_return, double best_return) {
+Evaluation summarize(const Tensor& episode_return, double chance_return, double best_return,
+                     double wrong_return) {
   TORCH_CHECK(episode_return.numel() > 0, "summarize: episode_return must hold an episode, got ",
               episode_return.sizes());
   const auto returns = episode_return.to(at::kDouble);
   const double mean = returns.mean().item<double>();
-  const bool binary = ((returns == 0) | (returns == 1)).all().item<bool>();
-  const auto interval =
-      binary ? wilson(mean, static_cast<double>(returns.numel())) : of_mean(returns);
+  const bool won_or_lost = ((returns == wrong_return) | (returns == 1)).all().item<bool>();
+  const auto interval = won_or_lost ? of_won_or_lost(returns, wrong_return) : of_mean(returns);
   const auto scaled = [&](double x) { return (x - chance_return) / (best_return - chance_return); };
   return {.episodes = returns.numel(),
           .mean_return = mean,
@@ -60,7 +68,8 @@ Evaluation evaluate(ActorCritic& policy, VectorEnv& env) {
     episode_return += at::where(counts, rollout.reward.to(at::kCPU), 0).sum(0, false, at::kDouble);
     open &= last.any(0).logical_not();
   }
-  return summarize(episode_return, env.spec().chance_return, env.spec().best_return);
+  const auto& spec = env.spec();
+  return summarize(episode_return, spec.chance_return, spec.best_return, spec.wrong_return);
 }
 
 }  // namespace retain

@@ -14,10 +14,12 @@ struct Evaluation {
 
 /// Greedy play of one whole episode in each environment, with memory carried from FIRST to LAST. A
 /// passive world is played in passes of bounded length, so that an episode of 10^6 steps fits in
-/// memory. The interval is Wilson's where every return is 0 or 1, else the normal one of the mean.
+/// memory. The interval is Wilson's where every episode is won or lost, with a return of 1 or of
+/// the spec's wrong_return, else the normal one of the mean.
 Evaluation evaluate(ActorCritic& policy, VectorEnv& env);
 
-/// The interval above from returns [E] alone.
-Evaluation summarize(const Tensor& episode_return, double chance_return, double best_return);
+/// The same from returns [E] alone.
+Evaluation summarize(const Tensor& episode_return, double chance_return, double best_return,
+                     double wrong_return = 0);
 
 }  // namespace retain

@@ -29,7 +29,7 @@ struct Catch {
 
   EnvironmentSpec spec() const {
     check_option("catch", "rows", rows, 2, 1 << 10);
-    check_option("catch", "columns", columns, 1, 1 << 10);
+    check_option("catch", "columns", columns, 2, 1 << 10);
     // The ball's column does not depend on the play, so any fixed place is right one time in
     // `columns`.
     const int64_t left = std::min(columns / 2, rows - 1);
@@ -44,6 +44,7 @@ struct Catch {
             .chance_return = 2.0 / columns - 1,
             .memoryless_return = best,
             .best_return = best,
+            .wrong_return = -1,
             .passive = false,
             .options = options_line(*this)};
   }

@@ -45,6 +45,7 @@ struct EnvironmentSpec {
   double chance_return = 0;  ///< Expected return of uniform random legal actions.
   double memoryless_return = 0;  ///< Best expected return without memory.
   double best_return = 1;        ///< Best expected return.
+  double wrong_return = 0;       ///< Of an episode that is lost, where one that is won returns 1.
   bool passive = false;  ///< Observations, episode ends and legal actions do not depend on actions.
   std::string options = {};  ///< The world's options as text; load() refuses other options.
 };
@@ -56,19 +57,25 @@ struct Outcome {
   bool last = false;
 };
 
-/// A world is a plain, trivially copyable struct; vectorize.h makes of it a vectorised driver. It
-/// has
-///   using Action = int64_t;              categorical; const int64_t* for multi-discrete (one a
-///                                        component) and const float* for continuous actions
-///   EnvironmentSpec spec() const;        throws std::invalid_argument on options out of range
-///   void    reset(Rng& rng, float* observation);                  first observation of a new
-///   episode Outcome step(Action action, Rng& rng, float* observation);    next observation,
-///   reward, discount
-/// and, where not every action is always legal (categorical only),
-///   void    legal_actions(bool* legal) const;                     for the observation just given
-/// `observation` comes filled with zeros. In a passive world action 0 is always legal. Mark reset,
-/// step and legal_actions RETAIN_HOST_DEVICE and the same struct runs on a GPU. A scripted player
-/// for the tests is `Action oracle() const`: the best action now; it may look at hidden state.
+// A world is a plain, trivially copyable struct; vectorize.h makes of it a vectorised driver.
+// It has
+//
+//   using Action = int64_t;          categorical; const int64_t* for multi-discrete (one a
+//                                    component) and const float* for continuous actions
+//   EnvironmentSpec spec() const;    throws std::invalid_argument on options out of range
+//   void reset(Rng& rng, float* observation);
+//                                    the first observation of a new episode
+//   Outcome step(Action action, Rng& rng, float* observation);
+//                                    the next observation, reward and discount
+//
+// and, where not every action is always legal (categorical only),
+//
+//   void legal_actions(bool* legal) const;
+//                                    for the observation just given
+//
+// `observation` comes filled with zeros. In a passive world action 0 is always legal. Mark reset,
+// step and legal_actions RETAIN_HOST_DEVICE and the same struct runs on a GPU. A scripted player
+// for the tests is `Action oracle() const`: the best action now; it may look at hidden state.
 
 /// One environment's action, as a driver hands it to a virtual Environment.
 struct Action {

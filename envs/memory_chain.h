@@ -39,6 +39,7 @@ struct MemoryChain {
             .chance_return = 0,
             .memoryless_return = horizon == 1 ? 1.0 : 0.0,
             .best_return = 1,
+            .wrong_return = -1,
             .passive = true,
             .options = options_line(*this)};
   }

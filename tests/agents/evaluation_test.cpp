@@ -32,6 +32,15 @@ TEST(Summarize, AllRightLeavesRoomForDoubt) {
   EXPECT_NEAR(result.high, 1, 1e-12);
 }
 
+TEST(Summarize, WonOrLostWorldsGetTheIntervalOfTheirShare) {
+  const auto won = at::cat({at::ones({8}), at::zeros({2})});
+  const auto half = summarize(won, 0.5, 1), whole = summarize(2 * won - 1, 0, 1, -1);
+  EXPECT_NEAR(whole.normalized, half.normalized, 1e-12);
+  EXPECT_NEAR(whole.low, half.low, 1e-12);
+  EXPECT_NEAR(whole.high, half.high, 1e-12);
+  EXPECT_NEAR(summarize(at::ones({20}), 0, 1, -1).low, 0.6777497, 1e-6);  // 2 x 0.8388748 - 1
+}
+
 TEST(Summarize, OtherReturnsGetTheIntervalOfTheMean) {
   const auto returns = randn({400}, 1, at::kDouble) * 2 + 3;
   const auto result = summarize(returns, 1, 5);

@@ -42,7 +42,9 @@ TEST(Registry, OptionsReachTheWorld) {
   EXPECT_EQ(env->spec().memory_length, 41);
   auto same = vectorize(
       Recall{.horizon = 40, .num_cues = 16, .noise = false, .lengths = Lengths::log_uniform}, 2, 1);
-  EXPECT_EQ(env->save(), (env->reset(), same->reset(), same->load(env->save()), same->save()));
+  env->reset();
+  same->load(env->save());
+  EXPECT_EQ(env->save(), same->save());
 }
 
 TEST(Registry, AnUnknownWorldIsAnsweredWithTheNearest) {
@@ -98,6 +100,7 @@ TEST(Registry, AValueOutOfRangeIsNamed) {
   EXPECT_EQ(refusal("t_maze", {{"oracle_offset", "-1"}}),
             "t_maze: oracle_offset must be at least 0, got -1");
   EXPECT_EQ(refusal("catch", {{"rows", "1"}}), "catch: rows must be at least 2, got 1");
+  EXPECT_EQ(refusal("catch", {{"columns", "1"}}), "catch: columns must be at least 2, got 1");
 }
 
 TEST(Registry, NumEnvsMustBePositive) {
