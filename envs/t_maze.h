@@ -39,17 +39,18 @@ struct TMaze {
   EnvironmentSpec spec() const {
     check_option("t_maze", "horizon", horizon, 1, INT64_C(1) << 40);
     check_option("t_maze", "oracle_offset", oracle_offset, 0, 1 << 14);
-    return {.name = "t_maze",
-            .observation_size = 2,
-            .action = {.num_values = {4}},
-            .max_episode_steps = num_steps(),
-            .memory_length = horizon + oracle_offset,
-            .credit_length = oracle_offset > 0 ? num_steps() : 1,
-            .chance_return = chance_return(),
-            .memoryless_return = 0.5,
-            .best_return = 1,
-            .passive = false,
-            .options = options_line(*this)};
+    return {
+        .name = "t_maze",
+        .observation_size = 2,
+        .action = {.num_values = {4}},
+        .max_episode_steps = num_steps(),
+        .memory_length = horizon + oracle_offset,
+        .credit_length = oracle_offset > 0 ? num_steps() : 1,
+        .chance_return = chance_return(),
+        .memoryless_return = 0.5,  // with `recoverable` and o > 0 less: nothing says when to turn
+        .best_return = 1,
+        .passive = false,
+        .options = options_line(*this)};
   }
 
   RETAIN_HOST_DEVICE void reset(Rng& rng, float* observation) {
