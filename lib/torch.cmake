@@ -4,11 +4,15 @@
 # the wheel's own libraries are enough to run on a GPU, a toolkit is needed only to compile kernels.
 
 string(REPLACE ":" ";" torch_prefixes "${CMAKE_PREFIX_PATH};$ENV{CMAKE_PREFIX_PATH}")
+if(RETAIN_TORCH_CONFIG_DIR AND NOT EXISTS ${RETAIN_TORCH_CONFIG_DIR}/TorchConfig.cmake)
+  unset(RETAIN_TORCH_CONFIG_DIR CACHE)  # it has moved
+endif()
 find_path(RETAIN_TORCH_CONFIG_DIR TorchConfig.cmake HINTS ${Torch_DIR} ${RETAIN_BUILT_WITH_TORCH}
           PATHS ${torch_prefixes} PATH_SUFFIXES Torch share/cmake/Torch NO_DEFAULT_PATH)
 if(NOT RETAIN_TORCH_CONFIG_DIR)
-  message(FATAL_ERROR "retain: LibTorch not found; name it with "
+  string(CONCAT torch_not_found "LibTorch not found; name it with "
     "-DCMAKE_PREFIX_PATH=$(python3 -c 'import torch; print(torch.utils.cmake_prefix_path)')")
+  return()
 endif()
 get_filename_component(torch_root ${RETAIN_TORCH_CONFIG_DIR}/../../.. ABSOLUTE)
 
