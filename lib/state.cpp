@@ -101,6 +101,10 @@ bool same_bytes(const Tensor& a, const Tensor& b) {
 
 }  // namespace
 
+State::State(int64_t batch_size) : batch_size_(batch_size) {
+  TORCH_CHECK(batch_size >= 0, "State: batch_size must be at least 0, got ", batch_size);
+}
+
 State::State(int64_t batch_size, std::vector<Part> parts) : State(batch_size) {
   for (auto& [name, part] : parts) insert(name, std::move(part));
 }

@@ -23,7 +23,7 @@ class State {
   using Part = std::pair<std::string, Tensor>;
 
   State() = default;
-  explicit State(int64_t batch_size) : batch_size_(batch_size) {}
+  explicit State(int64_t batch_size);  ///< At least 0.
   State(int64_t batch_size,
         std::vector<Part> parts);  ///< Throws if a part's first size is not batch_size.
 
@@ -50,7 +50,7 @@ class State {
   State detach() const;                   ///< Shares the storage, cut from the graph.
   State rows(const Tensor& index) const;  ///< The batch rows that index [M] (int64) names.
   void set_rows(const Tensor& index, const State& rows);  ///< In place; index names no row twice.
-  void zero(const Tensor& mask = {});  ///< In place, without gradients; mask [B] bool, undefined =
+  void zero(const Tensor& mask = {});  ///< In place; cuts gradients; mask [B] bool, undefined =
                                        ///< all rows. NaN is cleared too.
 
   /// One HDF5 file of kind "state", written whole or not at all. Errors as CheckpointWriter and

@@ -20,6 +20,7 @@ void check_matches(const std::string& where, const Tensor& x, const Tensor& para
 
 Tensor Core::step(const Tensor& x, State& state, const Tensor& reset) {
   const at::NoGradGuard no_grad;
+  check_rank("step", "x", x, "[B, d_model]");
   auto output = forward(x.unsqueeze(0), state, reset.defined() ? reset.unsqueeze(0) : reset);
   copy_state(output.state, state);
   return output.y.squeeze(0);

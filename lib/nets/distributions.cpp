@@ -89,6 +89,8 @@ class MultiDiscrete : public Distribution {
   MultiDiscrete(const Tensor& logits, const std::vector<int64_t>& num_values) {
     const int64_t total = std::accumulate(num_values.begin(), num_values.end(), int64_t{0});
     TORCH_CHECK(!num_values.empty(), "make_multi_discrete: num_values is empty");
+    for (int64_t n : num_values)
+      TORCH_CHECK(n >= 1, "make_multi_discrete: num_values must be at least 1, got ", n);
     TORCH_CHECK(logits.dim() >= 1 && logits.size(-1) == total,
                 "make_multi_discrete: logits must be [..., sum(num_values)] = [..., ", total,
                 "], got ", logits.sizes());
