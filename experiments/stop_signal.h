@@ -5,7 +5,7 @@
 namespace retain {
 
 /// From its construction on, SIGINT and SIGTERM no longer end the process: they ask it to stop at
-/// the next good moment. A second signal ends it at once.
+/// the next good moment. A second one of the same kind ends it at once.
 class StopSignal {
  public:
   StopSignal();
