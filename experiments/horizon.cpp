@@ -22,7 +22,7 @@ struct HorizonOptions {
   int64_t episodes = 1024;
   uint64_t evaluation_seed = kEvaluationSeed;
   std::string out = "runs/horizon", config;
-  bool resume = false;
+  bool resume = false, configured = false;  ///< configured: by an INI file.
 };
 
 /// Throws unless `values` has members, each once.
@@ -41,7 +41,7 @@ bool parse(const Arguments& arguments, HorizonOptions& horizon) {
                   "horizon, and writes table.txt, table.json and horizon.png. An arm is a core, or "
                   "any name with a "
                   "section [arm.NAME] of its own options in the INI file. --resume goes on with "
-                  "what was stopped.");
+                  "what was stopped, with the options it was begun with and what is given now.");
   options.group("Experiment");
   options.add("horizons", horizon.horizons, {.min = 1}, "Trained and evaluated at.");
   options.add("seeds", horizon.seeds, {.min = 0}, "One run each.");
@@ -49,12 +49,15 @@ bool parse(const Arguments& arguments, HorizonOptions& horizon) {
   options.add("episodes", horizon.episodes, {.min = 1}, "Of each evaluation.");
   options.add("evaluation_seed", horizon.evaluation_seed, "Of the evaluation's worlds.");
   options.add("out", horizon.out, "Folder of the table, the picture and the runs.");
-  options.add_flag("resume", horizon.resume,
-                   "Go on in --out: finished runs stay, the others are finished.");
+  options.exclude_from_config("out");
+  options.add_flag(
+      "resume", horizon.resume,
+      "Go on with the experiment in --out: finished runs stay, the others are finished.");
   add_run_options(options, horizon.base);
   for (const char* name : {"horizon", "seed", "core"}) options.remove(name);  // the lists above say
   options.allow_config("arm");
   if (!options.parse(arguments)) return false;
+  horizon.configured = options.given("config");
   check_set("horizons", horizon.horizons);
   check_set("seeds", horizon.seeds);
   check_set("arms", horizon.arms);
@@ -68,7 +71,8 @@ bool parse(const Arguments& arguments, HorizonOptions& horizon) {
   return true;
 }
 
-/// The run of one arm, horizon and seed. The budget and the world are the same for all arms.
+/// The run of one arm, horizon and seed. The budget, the world and the arithmetic are the same for
+/// all arms.
 RunOptions arm_run(const HorizonOptions& horizon, const std::string& arm, int64_t steps,
                    int64_t seed) {
   RunOptions run = horizon.base;
@@ -78,7 +82,8 @@ RunOptions arm_run(const HorizonOptions& horizon, const std::string& arm, int64_
   if (overrides != horizon.overrides.end()) {
     Options options("", "");
     add_run_options(options, run);
-    for (const char* name : {"world", "world_option", "horizon", "num_envs", "updates", "seed"})
+    for (const char* name : {"world", "world_option", "horizon", "num_envs", "num_steps", "updates",
+                             "seed", "threads", "tf32"})
       options.remove(name);
     try {
       for (const auto& [name, value] : overrides->second) options.set(name, {value});
@@ -153,9 +158,17 @@ int horizon_command(const Arguments& arguments) {
   HorizonOptions horizon;
   if (!parse(arguments, horizon)) return 0;
   const std::string config = config_path(horizon.out);
-  if (std::filesystem::exists(config) && !horizon.resume) {
-    throw UsageError("--out " + horizon.out +
-                     " holds an experiment: --resume goes on with it, or choose another folder");
+  if (std::filesystem::exists(config)) {
+    if (!horizon.resume) {
+      throw UsageError("--out " + horizon.out +
+                       " holds an experiment: --resume goes on with it, or choose another folder");
+    }
+    if (!horizon.configured) {
+      Arguments stored = {"--config", config};
+      stored.insert(stored.end(), arguments.begin(), arguments.end());
+      horizon = {};
+      parse(stored, horizon);
+    }
   }
   use_threads(horizon.base.threads);
   use_tf32(horizon.base.tf32);
