@@ -60,8 +60,8 @@ int bench_command(const Arguments& arguments) {
   auto names = bench_op_names();
   names.insert(names.begin(), "train");
   if (!arguments.empty() && arguments.front().starts_with("-")) {
-    if (arguments.front() != "--help")
-      throw UsageError("retain bench: which of " + join(names) + "?");
+    if (arguments.front() != "--help" && arguments.front() != "-h")
+      throw UsageError("which of " + join(names) + "?");
     std::cout
         << "Usage: retain bench WHAT [options]\n\nMeasures speed on this machine. WHAT is train, "
            "the whole training loop,\nor one op: "

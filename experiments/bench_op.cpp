@@ -255,7 +255,7 @@ int bench_op_command(const std::string& op, const Arguments& arguments) {
   options.add("repetitions", repetitions, {.min = 1}, "Runs measured, after two to warm up.");
   options.add("longest_composed", longest_composed, {.min = 0},
               "Compare with LibTorch's ops up to this many steps.");
-  options.add("threads", threads, {.min = 0}, "Threads on the CPU; 0 = all.");
+  add_threads(options, threads);
   options.add_flag("graph", graph,
                    "Forward and backward in a CUDA graph, where the host's launches cost nothing.");
   options.add_flag("recompute", shape.recompute,
@@ -265,10 +265,14 @@ int bench_op_command(const std::string& op, const Arguments& arguments) {
   options.add_flag("smoke", smoke, "A size that takes no time: does it run at all?");
   options.add("json", json, "Write the figures to this file, too.");
   if (!options.parse(arguments)) return 0;
+  if (shape.recompute && op != "block") throw UsageError("--recompute: of a block alone");
   shape.dtype = dtype_of(dtype);
   check_device(device);
   const at::Device where(device);
-  if (threads > 0) at::set_num_threads(static_cast<int>(threads));
+  const bool trains = op == "scan" || op == "conv" || op == "norm" || op == "block";
+  if (graph && (where.is_cpu() || !trains))
+    throw UsageError("--graph: of a scan, conv, norm or block on a CUDA device alone");
+  use_threads(threads);
   use_tf32(tf32);
   const bool one_step = op == "update" || op == "step";
   if (one_step) shape.steps = 1;

@@ -60,7 +60,6 @@ Json to_json(const Measurement& measurement) {
 
 int bench_train_command(const Arguments& arguments) {
   RunOptions run;
-  run.horizon = 128;
   run.num_envs = 256;
   std::vector<std::string> cores = {"gru", "mamba"};
   std::string json;
@@ -80,10 +79,10 @@ int bench_train_command(const Arguments& arguments) {
   options.allow_config();
   if (!options.parse(arguments)) return 0;
   if (smoke) {
-    run.horizon = 8;
     run.num_envs = 4;
     repetitions = 2;
   }
+  if (has_horizon(run) && (smoke || !run.horizon)) run.horizon = smoke ? 8 : 128;
   for (const std::string& core : cores) check_name("core", core, core_names());
   use_threads(run.threads);
   use_tf32(run.tf32);

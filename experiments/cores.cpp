@@ -27,6 +27,8 @@ int cores_command(const Arguments& arguments) {
                   "Lists the memory cores with the size of their parameters and of their state "
                   "for one environment, at the options given.");
   add_core_options(options, run);
+  for (const char* name : {"core", "activate_encoder", "policy_gain", "normalize_observation"})
+    options.remove(name);
   if (!options.parse(arguments)) return 0;
   std::vector<std::vector<std::string>> rows = {{"core", "parameters", "state bytes", "  state"}};
   for (const std::string& name : core_names()) {

@@ -38,6 +38,8 @@ bool parse(const Arguments& arguments, EvalOptions& eval) {
 
 /// The run at other horizons: one copy each.
 std::vector<RunOptions> variants(RunOptions run, const EvalOptions& eval) {
+  if (eval.world_option.count("horizon"))
+    throw UsageError("--world_option horizon: give it as --horizons");
   for (const auto& [name, value] : eval.world_option) run.world_option[name] = value;
   if (eval.horizons.empty()) {
     complete(run);
@@ -52,6 +54,16 @@ std::vector<RunOptions> variants(RunOptions run, const EvalOptions& eval) {
   return runs;
 }
 
+/// Throws UsageError unless a policy for worlds of one kind can play those of another.
+void check_playable(const EnvironmentSpec& trained, const EnvironmentSpec& played) {
+  if (trained.observation_size == played.observation_size &&
+      trained.action.num_values == played.action.num_values) {
+    return;
+  }
+  throw UsageError("--world_option: the policy was trained with " + trained.options +
+                   ", whose observations or actions are others than with " + played.options);
+}
+
 }  // namespace
 
 int eval_command(const Arguments& arguments) {
@@ -62,7 +74,9 @@ int eval_command(const Arguments& arguments) {
   const CheckpointReader reader(eval.checkpoint);
   const RunOptions run = read_run(reader.text("config"), eval.checkpoint);
   const auto runs = variants(run, eval);
-  ActorCritic policy(make_env(run, 1, 0)->spec(), run.trainer.policy);
+  const EnvironmentSpec spec = make_env(run, 1, 0)->spec();
+  for (const RunOptions& variant : runs) check_playable(spec, make_env(variant, 1, 0)->spec());
+  ActorCritic policy(spec, run.trainer.policy);
   load_policy(reader, policy);
   policy.to(at::Device(eval.device));
 

@@ -16,7 +16,7 @@ inline constexpr uint64_t kEvaluationSeed = 1'000'000'000;
 Evaluation evaluate_run(ActorCritic& policy, const RunOptions& run, int64_t episodes,
                         uint64_t seed);
 
-/// "62 %  57 … 66"
+/// "57.0 to 66.0", in per cent.
 std::string interval(const Evaluation& evaluation);
 Json to_json(const Evaluation& evaluation);
 

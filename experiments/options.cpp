@@ -199,6 +199,9 @@ std::string Options::ini() const {
   std::string text;
   for (const Option& option : options_) {
     const std::string value = option.in_config ? option.get() : "";
+    if (value.find_first_of("#\n") != std::string::npos)
+      throw UsageError("--" + option.name + " may hold neither # nor a line break, got \"" + value +
+                       "\"");
     if (!value.empty()) text += option.name + " = " + value + "\n";
   }
   return text;

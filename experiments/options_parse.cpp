@@ -78,7 +78,9 @@ bool Options::parse(const Values& arguments) {
   }
   Occurrences occurrences = parse_command_line(arguments);
   for (const auto& [name, values] : occurrences) {
-    if (name == "config") parse_ini(read_text(values.at(0)), values.at(0));
+    if (name != "config") continue;
+    if (!given_.insert(name).second) throw UsageError("--config is given twice");
+    parse_ini(read_text(values.at(0)), values.at(0));
   }
   std::erase_if(occurrences, [](auto& occurrence) { return occurrence.first == "config"; });
   apply(occurrences, "");
@@ -110,7 +112,10 @@ void Options::apply_section(const std::string& key, const Values& values,
   const size_t dot = key.find('.');
   if (dot == std::string::npos)
     throw UsageError(where + ": " + section_ + "." + key + " must be [" + section_ + ".NAME]");
-  entry(sections_, key.substr(0, dot))[key.substr(dot + 1)] = values.at(0);
+  const std::string name = key.substr(dot + 1);
+  if (!entry(sections_, key.substr(0, dot)).emplace(name, values.at(0)).second)
+    throw UsageError(where + ": [" + section_ + "." + key.substr(0, dot) + "] gives " + name +
+                     " twice");
 }
 
 void Options::apply(const Occurrences& occurrences, const std::string& where) try {

@@ -76,6 +76,10 @@ def main():
         sys.exit(__doc__)
     with open(sys.argv[1], encoding="utf-8") as file:
         table = json.load(file)
+    for result in table["results"]:
+        for end in ("low", "high"):  # of one episode there is no interval
+            if result[end] is None:
+                result[end] = result["normalized_accuracy"]
     try:
         draw(table, sys.argv[2])
     except ImportError as error:

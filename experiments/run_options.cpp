@@ -87,22 +87,26 @@ WorldInfo world_info(const std::string& name) {
   return {};
 }
 
+bool names_horizon(const WorldInfo& info) {
+  return std::any_of(info.options.begin(), info.options.end(),
+                     [](const auto& option) { return option.first == "horizon"; });
+}
+
 void complete_world(RunOptions& run) {
   const WorldInfo info = world_info(run.world);
   if (run.world_option.count("horizon"))
     throw UsageError("--world_option horizon: give it as --horizon");
   std::vector<std::string> valid;
-  bool has_horizon = false;
   for (const auto& [name, value] : info.options) {
     if (name != "horizon") {
       run.world_option.emplace(name, value);
       valid.push_back(name);
-    } else {
-      has_horizon = true;
-      if (!run.horizon) run.horizon = parse_integer("horizon", value);
+    } else if (!run.horizon) {
+      run.horizon = parse_integer("horizon", value);
     }
   }
-  if (run.horizon && !has_horizon) throw UsageError("--horizon: world " + run.world + " has none");
+  if (run.horizon && !names_horizon(info))
+    throw UsageError("--horizon: world " + run.world + " has none");
   for (const auto& option : run.world_option)
     check_name("option of world " + run.world, option.first, valid);
 }
@@ -156,6 +160,8 @@ void add_run_options(Options& options, RunOptions& run) {
   add_budget_options(options, run);
 }
 
+bool has_horizon(const RunOptions& run) { return names_horizon(world_info(run.world)); }
+
 void complete(RunOptions& run) {
   complete_world(run);
   CoreOptions& core = run.trainer.policy.core;
@@ -163,7 +169,10 @@ void complete(RunOptions& run) {
   core.dt_min = resolve("dt_min", run.dt_min, run.horizon);
   core.dt_max = resolve("dt_max", run.dt_max, run.horizon);
   core.dt_init_floor = resolve("dt_init_floor", run.dt_init_floor, run.horizon);
-  core.chrono_horizon = std::llround(resolve("chrono_horizon", run.chrono_horizon, run.horizon));
+  core.chrono_horizon =
+      run.chrono_horizon == "horizon"
+          ? static_cast<int64_t>(resolve("chrono_horizon", run.chrono_horizon, run.horizon))
+          : parse_integer("chrono_horizon", run.chrono_horizon, {.min = 2});
   if (run.threads == 0) run.threads = at::get_num_threads();
   PPOOptions& ppo = run.trainer.ppo;
   ppo.num_updates = run.updates;

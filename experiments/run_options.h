@@ -31,6 +31,9 @@ struct RunOptions {
 void add_run_options(Options& options, RunOptions& run);
 void add_core_options(Options& options, RunOptions& run);
 
+/// Whether the run's world has a horizon. Throws UsageError if there is no such world.
+bool has_horizon(const RunOptions& run);
+
 /// Checks the names, fills in what the world's defaults say and works out what follows the horizon,
 /// so that the options say all there is to say about the run. Throws UsageError.
 void complete(RunOptions& run);

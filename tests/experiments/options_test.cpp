@@ -100,6 +100,9 @@ TEST(Options, WhatIniWritesReadsBackTheSame) {
   EXPECT_THAT(again.horizons, ElementsAre(4, 5));
   EXPECT_THAT(sample.options.ini(), Not(HasSubstr("resume")));
   EXPECT_THAT(sample.files, ElementsAre("file"));
+  sample.world = "recall#2";
+  EXPECT_EQ(error_of([&] { sample.options.ini(); }),
+            "--world may hold neither # nor a line break, got \"recall#2\"");
 }
 
 TEST(Options, SectionsKeepTheirOrder) {
@@ -154,7 +157,10 @@ TEST(Options, AMistakeInAFileNamesTheFile) {
   EXPECT_EQ(error_with("updates = x\n"),
             path + ": --updates must be a whole number >= 1, got \"x\"");
   EXPECT_EQ(error_with("updates 3\n"), path + ": a line must be name = value, got \"updates 3\"");
+  EXPECT_EQ(error_with("[arm.z]\nk = 1\nk = 2\n"), path + ": [arm.z] gives k twice");
   EXPECT_EQ(error_with("resume = true\n"), path + ": resume belongs on the command line");
+  testing::write_bytes(path, "updates = 3\n");
+  EXPECT_EQ(error({"--config", path, "--config", path}), "--config is given twice");
   EXPECT_EQ(error({"--config", folder / "none.ini"}), "cannot read " + (folder / "none.ini"));
   EXPECT_EQ(error({"--config", folder.path()}), "cannot read " + folder.path());
 }

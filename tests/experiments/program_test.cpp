@@ -87,6 +87,7 @@ TEST(Program, BadArgumentsOfTrainExitWithTwoAndMakeNoFolder) {
   expect({"--device", "cuda:99"}, "--device cuda:99: this machine has ");
   expect({"--num_envs", "4", "--num_minibatches", "5"}, "num_minibatches");
   expect({"--config", folder / "none.ini"}, "cannot read ");
+  expect({"--chrono_horizon", "2.5"}, "--chrono_horizon must be a whole number >= 2, got \"2.5\"");
   EXPECT_TRUE(folder.files().empty());
 }
 
@@ -98,6 +99,9 @@ TEST(Program, BadArgumentsOfTheOthersExitWithTwo) {
   expect_usage_error({"compare", "a"}, "which two files?");
   expect_usage_error({"bench", "tain"}, "unknown benchmark \"tain\"; nearest: train");
   expect_usage_error({"bench", "train", "--cores", "grru"}, "unknown core \"grru\"");
+  expect_usage_error({"bench", "scan", "--recompute"}, "--recompute: of a block alone");
+  expect_usage_error({"bench", "scan", "--graph"}, "--graph: of a scan, conv, norm or block on a");
+  expect_usage_error({"cores", "--core", "gru"}, "unknown option --core");
   expect_usage_error({"worlds", "recall"}, "unexpected argument \"recall\"");
   const std::string out = folder / "h";
   expect_usage_error({"horizon", "--arms", "gru", "gru", "--out", out}, "--arms names one twice");
@@ -119,6 +123,7 @@ TEST(Program, EveryCommandExplainsItself) {
     EXPECT_EQ(result.code, 0);
     EXPECT_THAT(result.out, HasSubstr("Usage: retain " + std::string(name)));
     EXPECT_EQ(retain_run({"help", name}).out, result.out);
+    EXPECT_EQ(retain_run({name, "-h"}).out, result.out);
   }
 }
 
@@ -137,7 +142,6 @@ TEST(Program, ARunLeavesItsWholeFolder) {
   TemporaryFolder folder;
   const std::string run = folder / "run";
   ASSERT_EQ(retain_run(tiny(run)).code, 0);
-  TemporaryFolder elsewhere;
   for (const char* name : {"config.ini", "metrics.jsonl", "run.h5", "checkpoint.h5"}) {
     EXPECT_TRUE(std::filesystem::exists(run + "/" + name)) << name;
   }
@@ -182,6 +186,25 @@ TEST(Program, CompareListsWhatDiffers) {
   EXPECT_EQ(result.code, 1);
   EXPECT_THAT(result.out,
               AllOf(HasSubstr("different: "), HasSubstr("model/"), HasSubstr(" numbers differ")));
+}
+
+TEST(Program, CompareCountsWhatDiffersBitForBit) {
+  TemporaryFolder folder;
+  const auto path_of = [&](const std::string& name, const Tensor& floats, const Tensor& integers) {
+    CheckpointWriter writer(folder / name);
+    writer.write("floats", floats);
+    writer.write("integers", integers);
+    writer.commit();
+    return folder / name;
+  };
+  const int64_t large = int64_t{1} << 53;
+  const Tensor a = at::tensor({0.f, NAN, NAN}), b = at::tensor({-0.f, NAN, NAN});
+  const Result result =
+      retain_run({"compare", path_of("a", a, at::tensor({large, large}, at::kLong)),
+                  path_of("b", b, at::tensor({large, large + 1}, at::kLong))});
+  EXPECT_EQ(result.code, 1);
+  EXPECT_THAT(result.out, ContainsRegex("floats +1 of 3 numbers differ"));
+  EXPECT_THAT(result.out, ContainsRegex("integers +1 of 2 numbers differ"));
 }
 
 TEST(Program, AFolderWithARunIsRefusedWithoutResume) {
@@ -251,6 +274,17 @@ TEST(Program, EvalPrintsAndWritesItsTable) {
   EXPECT_EQ(retain_run(arguments).out, result.out);  // fixed seeds
 }
 
+TEST(Program, EvalRefusesWorldsThatThePolicyCannotPlay) {
+  TemporaryFolder folder;
+  ASSERT_EQ(retain_run(tiny(folder / "run")).code, 0);
+  const auto refused = [&](const std::string& option, const std::string& text) {
+    expect_usage_error(
+        {"eval", "--checkpoint", folder / "run/checkpoint.h5", "--world_option", option}, text);
+  };
+  refused("horizon=8", "--world_option horizon: give it as --horizons");
+  refused("num_cues=8", "--world_option: the policy was trained with horizon=6 ");
+}
+
 TEST(Program, ADamagedCheckpointFailsWithOneLine) {
   TemporaryFolder folder;
   ASSERT_EQ(retain_run(tiny(folder / "run")).code, 0);
@@ -309,15 +343,43 @@ TEST(Program, HorizonMakesTableAndPictureAndResumes) {
   setenv("RETAIN_PYTHON", before.c_str(), true);
   EXPECT_EQ(without.code, 0);
   EXPECT_THAT(without.out, HasSubstr("picture: none; draw it later with: /no/such/python"));
-  again.insert(again.end(), {"--learning_rate", "0.5"});
-  expect_usage_error(again, "learning_rate was 0.001, not 0.5");
+  const std::string config = testing::read_bytes(folder / "out/config.ini");
+  const auto refused = [&](const std::string& name, const std::string& value,
+                           const std::string& text) {
+    Arguments other = again;
+    other.insert(other.end(), {name, value});
+    expect_usage_error(other, text);
+    EXPECT_EQ(testing::read_bytes(folder / "out/config.ini"), config);
+  };
+  refused("--learning_rate", "0.5", "learning_rate was 0.001, not 0.5");
+  refused("--updates", "1", "--updates 1: the run in ");
+}
+
+TEST(Program, AnExperimentGoesOnWithTheOptionsItWasBegunWith) {
+  TemporaryFolder folder;
+  const std::string out = folder / "out";
+  testing::write_bytes(folder / "h.ini",
+                       "arms = slow\nhorizons = 12\nseeds = 1\nupdates = 2\nnum_envs = 4\n"
+                       "d_model = 8\nepisodes = 16\n[arm.slow]\ncore = mamba\nd_state = 2\n");
+  ASSERT_EQ(retain_run({"horizon", "--config", folder / "h.ini", "--out", out}).code, 0);
+  const std::string config = testing::read_bytes(out + "/config.ini");
+  const std::string table = testing::read_bytes(out + "/table.json");
+  ASSERT_EQ(retain_run({"horizon", "--resume", "--out", out}).code, 0);
+  EXPECT_EQ(testing::read_bytes(out + "/config.ini"), config);
+  EXPECT_EQ(testing::read_bytes(out + "/table.json"), table);
+  ASSERT_EQ(retain_run({"horizon", "--resume", "--out", out, "--seeds", "1", "2"}).code, 0);
+  const auto json = nlohmann::json::parse(testing::read_bytes(out + "/table.json"));
+  ASSERT_EQ(json.at("results").size(), 2);
+  EXPECT_EQ(json.at("results")[1].at("arm"), "slow");
 }
 
 TEST(Program, AnArmMayNotHaveABudgetOfItsOwn) {
   TemporaryFolder folder;
-  testing::write_bytes(folder / "h.ini", "arms = gru\n[arm.gru]\nupdates = 9\n");
-  expect_usage_error({"horizon", "--config", folder / "h.ini", "--out", folder / "out"},
-                     "[arm.gru]: unknown option --updates");
+  for (const std::string name : {"updates", "num_envs", "num_steps", "threads"}) {
+    testing::write_bytes(folder / "h.ini", "arms = gru\n[arm.gru]\n" + name + " = 9\n");
+    expect_usage_error({"horizon", "--config", folder / "h.ini", "--out", folder / "out"},
+                       "[arm.gru]: unknown option --" + name);
+  }
   testing::write_bytes(folder / "i.ini", "arms = gru\n[arm.gruu]\nd_model = 9\n");
   expect_usage_error({"horizon", "--config", folder / "i.ini", "--out", folder / "out"},
                      "unknown arm \"gruu\"; nearest: gru");
@@ -333,6 +395,11 @@ TEST(Program, BenchMeasuresEveryCore) {
     EXPECT_GT(row.at("steps_per_second").at("median").get<double>(), 0);
     EXPECT_GT(row.at("learn_seconds").at("low").get<double>(), 0);
   }
+}
+
+TEST(Program, BenchMeasuresWorldsWithoutAHorizon) {
+  const Result result = retain_run({"bench", "train", "--smoke", "--world", "catch"});
+  EXPECT_EQ(result.code, 0) << result.error;
 }
 
 TEST(Program, BenchMeasuresEveryOp) {
