@@ -277,9 +277,11 @@ TEST_P(EveryCore, WrongStatesThrowAndAreNamed) {
 }
 
 TEST_P(EveryCore, WrongInputsThrowAndAreNamed) {
-  const auto state = core_->initial_state(kB);
+  auto state = core_->initial_state(kB);
   expect_error([&] { core_->forward({}, state); }, {"x must be a tensor, got an undefined one"});
   expect_error([&] { core_->forward(x_[0], state); }, {"x must be [T, B, d_model], got [3, 8]"});
+  expect_error([&] { core_->step(x_, state); }, {"x must be [B, d_model], got [9, 3, 8]"});
+  expect_error([&] { core_->initial_state(-1); }, {"must be at least 0, got -1"});
   expect_error([&] { core_->forward(x_.slice(2, 1), state); },
                {"x must be [T, B, d_model] = [9, 3, 8], got [9, 3, 7]"});
   expect_error([&] { core_->forward(x_.to(at::kDouble), state); },

@@ -179,6 +179,11 @@ TEST(MultiDiscrete, IsItsComponentsTogether) {
       },
       {"[..., sum(num_values)] = [..., 4], got [2, 3, 5]"});
   expect_error([&] { make_multi_discrete(logits, {}); }, {"num_values is empty"});
+  expect_error(
+      [&] {
+        make_multi_discrete(logits, {6, -1});
+      },
+      {"make_multi_discrete: num_values must be at least 1, got -1"});
 }
 
 TEST(Gaussian, LogProbAndEntropyAreTheFormulas) {
