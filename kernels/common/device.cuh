@@ -179,24 +179,37 @@ __device__ __forceinline__ float exp_of_minus(float x) {
   return exp_accurate(fmaxf(-fabsf(x), -150.f));
 }
 
-/// log(1 + e^x) as max(x, 0) + 2 atanh(e / (2 + e)), e = e^-|x|; x itself above 20.
+/// max(x, 0), or NaN.
+__device__ __forceinline__ float positive_part(float x) {
+  float y;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// A polynomial, the constant first.
+template <int kCount>
+__device__ __forceinline__ float polynomial(const float (&c)[kCount], float x) {
+  float y = c[kCount - 1];
+#pragma unroll
+  for (int i = kCount - 2; i >= 0; --i) y = fmaf(y, x, c[i]);
+  return y;
+}
+
+/// log(1 + e^x) as max(x, 0) + log(1 + e), e = e^-|x|, which is x itself above 20. The polynomial
+/// for log(1 + e) / e in [0, 1] is the best of its degree that is 1 at 0: within 3.3e-8 of it.
 __device__ __forceinline__ float softplus_of(float x, float e) {
-  const float s = e * reciprocal(2.f + e);
-  const float w = s * s;
-  const float rest = fmaf(w, fmaf(w, fmaf(w, 0.14012228f, 0.13999571f), 0.20010850f), 0.33333207f);
-  const float positive = fmaxf(x, 0.f) + fmaf((s + s) * w, rest, s + s);
-  return x <= 20.f ? positive : x;  // NaN too
+  constexpr float kLog[] = {1.f,         -.49999648f, .33321324f,   -.24857163f, .19153655f,
+                            -.13753803f, .079204537f, -.030065794f, .0053648246f};
+  return fmaf(polynomial(kLog, e), e, positive_part(x));
 }
 
 __device__ __forceinline__ float softplus(float x) { return softplus_of(x, exp_of_minus(x)); }
 
-/// The same within 6e-5 of it, at less than half the instructions.
+/// The same within 1e-5 of it, at half the instructions.
 __device__ __forceinline__ float softplus_near(float x) {
+  constexpr float kLog[] = {1.f, -.49953947f, .32622608f, -.21240419f, .10359262f, -.024734532f};
   const float e = exp2_fast(-kLog2e * fabsf(x));
-  float log2;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log2) : "f"(1.f + e));
-  const float few = fmaf(-.5f * e, e, e);  // of its series
-  return fmaxf(x, 0.f) + (e < .00390625f ? few : log2 * kLn2);
+  return fmaf(polynomial(kLog, e), e, positive_part(x));
 }
 
 /// As near as activations of a type ask for.
