@@ -26,6 +26,7 @@ class CpuIsaTest : public ::testing::TestWithParam<CpuIsa> {
       GTEST_SKIP() << name_of(GetParam()) << " is not in this build, or not in this machine";
     }
     kernels::set_cpu_isa(GetParam());
+    ASSERT_EQ(kernels::cpu_isa(), GetParam());
   }
   void TearDown() override { kernels::set_cpu_isa(widest_); }
 

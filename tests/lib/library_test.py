@@ -445,19 +445,22 @@ class OnCuda(OpTest):
         self.check(ops.mamba_update_, {k: x.detach() for k, x in arguments.items()})
 
     def test_two_streams_do_not_disturb_each_other(self):
-        arguments = to_device(scan_arguments(T=2000, D=32), "cuda")
-        step = training_step(arguments)
-
-        expected = step()
+        steps = []
+        for scale in (1, 2):  # what one stream left in another's scratch memory would show
+            arguments = to_device(scan_arguments(T=2000, D=32), "cuda")
+            arguments["u"] = (scale * arguments["u"]).detach().requires_grad_()
+            steps.append(training_step(arguments))
+        expected = [step() for step in steps]
+        self.assertFalse(torch.equal(expected[0][0], expected[1][0]))
         torch.cuda.synchronize()
-        streams, results = [torch.cuda.Stream() for _ in range(2)], []
+        streams, results = [torch.cuda.Stream() for _ in steps], []
         for _ in range(3):
-            for stream in streams:
+            for step, stream, right in zip(steps, streams, expected):
                 with torch.cuda.stream(stream):
-                    results.append(step())
+                    results.append((step(), right))
         torch.cuda.synchronize()
-        for result in results:
-            for a, b in zip(result, expected):
+        for result, right in results:
+            for a, b in zip(result, right):
                 self.assertTrue(torch.equal(a, b))
 
 

@@ -114,7 +114,8 @@ struct ScanArguments {
 inline std::vector<ScanProblem> odd_shapes() {
   return {{1, 1, 16, 1},    {1, 5, 3, 16, 3},    {3, 2, 20, 8},   {15, 1, 16, 17},
           {16, 2, 17, 16},  {17, 9, 15, 4},      {33, 2, 70, 16}, {40, 3, 132, 8, 2},
-          {127, 2, 16, 16}, {129, 1, 24, 17, 2}, {2, 1, 5, 64},   {19, 2, 33, 256}};
+          {127, 2, 16, 16}, {129, 1, 24, 17, 2}, {2, 1, 5, 64},   {19, 2, 33, 256},
+          {19, 2, 33, 32},  {21, 2, 40, 128}};
 }
 
 inline ScanArguments arguments_of(const ScanProblem& p, at::ScalarType dtype = at::kFloat) {
@@ -206,6 +207,8 @@ inline void expect_extreme_decays_are_exact(at::Device device) {
   EXPECT_EQ(step(-1e38, 1e3), 1e3f);
   EXPECT_EQ(step(-kInfinity, 1), 1);
   EXPECT_EQ(step(-1, 0), 3);
+  EXPECT_EQ(step(-kInfinity, 0), 3);
+  EXPECT_EQ(step(kInfinity, 0), 3);
   EXPECT_EQ(step(200, 1), kInfinity);
   EXPECT_TRUE(std::isnan(step(std::nan(""), 1)));
 }
