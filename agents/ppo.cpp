@@ -42,8 +42,11 @@ Tensor sum_in_blocks(const Tensor& x) {
 
 Tensor normalize(const Tensor& advantage, const Tensor& decision) {
   const auto chosen = advantage.masked_select(decision);
-  if (chosen.numel() < 2) return advantage;
-  return (advantage - sum_in_blocks(chosen) / chosen.numel()) / (chosen.std() + 1e-8);
+  const auto count = chosen.numel();
+  if (count < 2) return advantage;
+  const auto mean = sum_in_blocks(chosen) / count;
+  const auto deviation = (sum_in_blocks((chosen - mean).square()) / (count - 1)).sqrt();
+  return (advantage - mean) / (deviation + 1e-8);
 }
 
 /// A permutation of [0, n) that (seed, update, epoch) alone decides.
@@ -169,6 +172,7 @@ Lesson learn_from_minibatch(ActorCritic& policy, const Batch& whole, const Tenso
 void check_options(const PPOOptions& options) {
   const auto positive = [](const char* name, double value) {
     TORCH_CHECK(value > 0, "PPO: ", name, " must be positive, got ", value);
+    TORCH_CHECK(std::isfinite(value), "PPO: ", name, " must be finite, got ", value);
   };
   const auto fraction = [](const char* name, double value) {
     TORCH_CHECK(value >= 0 && value <= 1, "PPO: ", name, " must be in [0, 1], got ", value);

@@ -12,7 +12,7 @@ struct PPOOptions {
   int64_t num_updates = 0;      ///< Planned updates; only `anneal` reads it.
   int64_t update_epochs = 1;    ///< 1 epoch with 1 minibatch is A2C.
   int64_t num_minibatches = 1;  ///< Minibatches split the environments, never time.
-  double gamma = 1.0;
+  double gamma = 1.0;  ///< Below 1 where every episode is cut off (LAST with a discount of 1).
   double gae_lambda = 1.0;
   double clip_coef = 0.2;
   double ent_coef = 0.01;

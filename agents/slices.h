@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/Parallel.h>
+#include <ATen/ThreadLocalState.h>
 #include <ATen/core/Tensor.h>
 #include <torch/nn/module.h>
 
@@ -26,11 +27,14 @@ inline std::vector<at::Tensor> slices(const at::Tensor& environments, int64_t st
                                                             : 1);
 }
 
-/// Calls run(i) for every i in [0, count), each on the next thread that is free.
+/// Calls run(i) for every i in [0, count), each on the next thread that is free, with the caller's
+/// settings: autocast, for one.
 template <typename Run>
 void spread(int64_t count, const Run& run) {
   std::atomic<int64_t> next{0};
+  const at::ThreadLocalState caller;
   at::parallel_for(0, count, 1, [&](int64_t, int64_t) {
+    const at::ThreadLocalStateGuard settings(caller);
     for (int64_t i = next++; i < count; i = next++) run(i);
   });
 }

@@ -1,10 +1,17 @@
 #include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <retain/agents/ppo.h>
 #include <retain/agents/returns.h>
 
+#include <torch/csrc/autograd/autograd.h>
+
+#include <cmath>
+#include <numeric>
+
 #include "agents/fixtures.h"
+#include "support/random_tensors.h"
 
 namespace retain {
 namespace {
@@ -188,6 +195,26 @@ TEST(PPO, MeansAreTakenOverTheWholeMinibatch) {
   EXPECT_LE(metrics.first_ratio_error, 1e-5);
 }
 
+/// What autocast rounds does not depend on who works it out.
+TEST(PPO, AutocastReachesEveryThread) {
+  const auto env = recall(9, kManyEnvs);
+  const auto rollout = Actor(*env, {}).collect(*make_policy(env->spec(), "mamba"));
+  const int available = at::get_num_threads();
+  const auto learned = [&](int threads, bool autocast) {
+    at::set_num_threads(threads);
+    at::autocast::set_autocast_enabled(at::kCPU, autocast);
+    const auto policy = make_policy(env->spec(), "mamba");
+    PPO(policy, {}).update(rollout, 1, 0);
+    at::autocast::set_autocast_enabled(at::kCPU, false);
+    at::autocast::clear_cache();
+    return weights(*policy);
+  };
+  const auto one = learned(1, true);
+  EXPECT_TRUE(equal_weights(learned(2, true), one));
+  EXPECT_FALSE(equal_weights(learned(2, false), one));
+  at::set_num_threads(available);
+}
+
 TEST(PPO, WeightsAreTheSameWithAnyThreads) {
   const auto env = recall(9, kManyEnvs);
   const auto rollout = Actor(*env, {}).collect(*make_policy(env->spec(), "mamba"));
@@ -212,6 +239,153 @@ TEST(PPO, RolloutWithoutDecisionsIsLearnedFromWithoutNaN) {
   const auto metrics = PPO(policy, {}).update(rollout, 1, 0);
   EXPECT_EQ(metrics.policy_loss, 0);
   EXPECT_TRUE(std::isfinite(metrics.grad_norm));
+}
+
+/// Three epochs of minibatches worked out by hand in fp64 where it matters: advantages, the clipped
+/// surrogate, the value's loss, the entropy, the norm's bound, Adam, the falling rate, the shuffle.
+struct ByHand {
+  PPOOptions options;
+  uint64_t seed;
+  int64_t update;
+  PPOMetrics metrics = {};
+
+  void learn(ActorCritic& policy, const Rollout& rollout) {
+    const auto advantage = normalized(advantages(rollout), rollout.decision).to(at::kFloat);
+    const auto returns = (advantages(rollout) + rollout.value).to(at::kFloat);
+    const auto parameters = policy.parameters();
+    std::vector<Tensor> mean, square;
+    for (const auto& parameter : parameters) {
+      mean.push_back(at::zeros_like(parameter));
+      square.push_back(at::zeros_like(parameter));
+    }
+    int64_t steps = 0;
+    for (int64_t epoch = 0; epoch < options.update_epochs; ++epoch) {
+      const auto order = shuffled(rollout.mask.size(1), epoch);
+      for (const auto& index : order.tensor_split(options.num_minibatches)) {
+        const auto gradients = gradients_of(policy, rollout, index, advantage, returns);
+        double norm = 0;
+        for (const auto& x : gradients) norm += x.defined() ? x.square().sum().item<double>() : 0;
+        norm = std::sqrt(norm);
+        metrics.grad_norm += norm;
+        const double scale = std::min(1.0, options.max_grad_norm / norm);
+        const double rate = options.learning_rate * (1 - double(update) / options.num_updates);
+        ++steps;
+        const at::NoGradGuard no_grad;
+        for (size_t i = 0; i < parameters.size(); ++i) {
+          if (!gradients[i].defined()) continue;
+          const auto x = gradients[i] * scale;
+          mean[i] = 0.9 * mean[i] + 0.1 * x;
+          square[i] = 0.999 * square[i] + 0.001 * x * x;
+          const auto root = (square[i] / (1 - std::pow(0.999, steps))).sqrt() + options.adam_eps;
+          parameters[i].sub_(rate * (mean[i] / (1 - std::pow(0.9, steps))) / root);
+        }
+      }
+    }
+    for (double* sum : {&metrics.policy_loss, &metrics.value_loss, &metrics.entropy,
+                        &metrics.approx_kl, &metrics.clip_fraction, &metrics.grad_norm}) {
+      *sum /= static_cast<double>(steps);
+    }
+  }
+
+  Tensor advantages(const Rollout& rollout) const {
+    const auto wide = [](const Tensor& x) { return x.to(at::kDouble); };
+    const auto value = at::cat({wide(rollout.value), wide(rollout.bootstrap_value).unsqueeze(0)});
+    const auto T = rollout.mask.size(0);
+    auto result = at::zeros({T + 1, rollout.mask.size(1)}, at::kDouble);
+    for (int64_t t = T - 1; t >= 0; --t) {
+      const auto discount = options.gamma * wide(rollout.discount[t]);
+      const auto delta = wide(rollout.reward[t]) + discount * value[t + 1] - value[t];
+      result[t] = wide(rollout.mask[t]) * (delta + options.gae_lambda * discount * result[t + 1]);
+    }
+    return result.slice(0, 0, T);
+  }
+
+  static Tensor normalized(const Tensor& advantage, const Tensor& decision) {
+    const auto chosen = advantage.masked_select(decision);
+    return (advantage - chosen.mean()) / (chosen.std() + 1e-8);
+  }
+
+  Tensor shuffled(int64_t n, int64_t epoch) const {
+    Rng rng(seed, Stream::shuffle, epoch, update);
+    std::vector<int64_t> order(n);
+    std::iota(order.begin(), order.end(), 0);
+    for (int64_t i = n - 1; i > 0; --i) std::swap(order[i], order[rng.uniform_int(i + 1)]);
+    return at::tensor(order);
+  }
+
+  std::vector<Tensor> gradients_of(ActorCritic& policy, const Rollout& rollout, const Tensor& index,
+                                   const Tensor& advantage, const Tensor& returns) {
+    const auto pick = [&](const Tensor& x) { return x.index_select(1, index); };
+    const auto out = policy.forward(pick(rollout.observation), rollout.initial_state.rows(index),
+                                    pick(rollout.reset), pick(rollout.legal_actions));
+    const auto decision = pick(rollout.decision), a = pick(advantage);
+    const auto valued = options.value_on_decisions ? decision : pick(rollout.mask);
+    const auto action = pick(rollout.action).where(decision, 0);
+    const auto ratio = (out.policy->log_prob(action) - pick(rollout.log_prob)).exp();
+    const auto limit =
+        at::where(a >= 0, at::full({}, 1 + options.clip_coef), at::full({}, 1 - options.clip_coef));
+    const auto bounded = at::where(a >= 0, at::minimum(ratio, limit), at::maximum(ratio, limit));
+    const auto of_decisions = [&](const Tensor& x) { return x.masked_select(decision).mean(); };
+    const auto policy_loss = -of_decisions(bounded * a);
+    const auto entropy = of_decisions(out.policy->entropy());
+    const auto error = (out.value - pick(returns)).masked_select(valued);
+    const auto value_loss = error.square().mean() / 2;
+    const auto add = [](double& sum, const Tensor& x) { sum += x.item<double>(); };
+    add(metrics.policy_loss, policy_loss);
+    add(metrics.value_loss, value_loss);
+    add(metrics.entropy, entropy);
+    add(metrics.approx_kl, of_decisions(ratio - 1 - ratio.log()));
+    add(metrics.clip_fraction,
+        of_decisions(((ratio - 1).abs() > options.clip_coef).to(at::kFloat)));
+    const auto total = policy_loss + options.vf_coef * value_loss - options.ent_coef * entropy;
+    return torch::autograd::grad({total}, policy.parameters(), {}, false, false, true);
+  }
+};
+
+TEST(PPO, AnUpdateIsWhatTheEquationsSay) {
+  for (const auto& core : core_names()) {
+    for (const bool value_on_decisions : {false, true}) {
+      for (const int64_t num_steps : {0, 20}) {
+        for (const int64_t num_minibatches : {1, 3}) {
+          SCOPED_TRACE(::testing::Message() << core << " " << value_on_decisions << " " << num_steps
+                                            << " " << num_minibatches);
+          const auto env = recall(9, kEnvs);
+          const auto policy = make_policy(env->spec(), core), twin = make_policy(env->spec(), core);
+          Actor actor(*env, {.num_steps = num_steps});
+          actor.collect(*policy);
+          auto rollout = actor.collect(*policy);
+          rollout.log_prob = rollout.log_prob + 0.4 * testing::randn(rollout.log_prob.sizes(), 5);
+          const PPOOptions options{.learning_rate = 3e-3,
+                                   .anneal = true,
+                                   .num_updates = 8,
+                                   .update_epochs = 3,
+                                   .num_minibatches = num_minibatches,
+                                   .gamma = 0.9,
+                                   .gae_lambda = 0.7,
+                                   .clip_coef = 0.15,
+                                   .ent_coef = 0.03,
+                                   .vf_coef = 0.7,
+                                   .value_on_decisions = value_on_decisions,
+                                   .adam_eps = 1e-4,
+                                   .max_grad_norm = 0.3};
+          const auto got = PPO(policy, options).update(rollout, 11, 2);
+          ByHand expected{options, 11, 2};
+          expected.learn(*twin, rollout);
+          const auto weight = policy->parameters(), right = twin->parameters();
+          for (size_t i = 0; i < weight.size(); ++i)
+            EXPECT_LE(testing::distance(weight[i], right[i]), 2e-5) << i;
+          const auto& metrics = expected.metrics;
+          EXPECT_NEAR(got.policy_loss, metrics.policy_loss, 1e-5);
+          EXPECT_NEAR(got.value_loss, metrics.value_loss, 1e-5 * (1 + metrics.value_loss));
+          EXPECT_NEAR(got.entropy, metrics.entropy, 1e-5);
+          EXPECT_NEAR(got.approx_kl, metrics.approx_kl, 1e-5);
+          EXPECT_NEAR(got.clip_fraction, metrics.clip_fraction, 1e-5);
+          EXPECT_NEAR(got.grad_norm, metrics.grad_norm, 1e-4 * (1 + metrics.grad_norm));
+          EXPECT_GT(got.clip_fraction, 0.2);
+        }
+      }
+    }
+  }
 }
 
 TEST(PPO, TargetKlStopsTheEpochs) {
