@@ -45,8 +45,15 @@ RewardNormalizer::RewardNormalizer(int64_t num_envs, double gamma)
 
 Tensor RewardNormalizer::update(const Tensor& reward, const Tensor& mask) {
   at::NoGradGuard no_grad;
+  TORCH_CHECK(reward.dim() == 2 && reward.size(1) == running_return_.size(0),
+              "RewardNormalizer: reward must be [T, ", running_return_.size(0), "], got ",
+              reward.sizes());
+  TORCH_CHECK(mask.sizes() == reward.sizes(), "RewardNormalizer: mask must be ", reward.sizes(),
+              ", got ", mask.sizes());
   const auto rewards = reward.to(at::kCPU, at::kDouble);
   const auto counts = mask.to(at::kCPU);
+  TORCH_CHECK(rewards.masked_select(counts).isfinite().all().item<bool>(),
+              "RewardNormalizer: a reward is not finite");
   auto returns = at::empty_like(rewards);
   for (int64_t t = 0; t < rewards.size(0); ++t) {
     // A row that does not count ends the episode: what follows starts from 0.

@@ -50,6 +50,16 @@ TEST(RewardNormalizer, ScalesByTheDeviationOfTheDiscountedReturn) {
   EXPECT_TRUE(at::allclose(scaled, reward / deviation, 1e-6));
 }
 
+TEST(RewardNormalizer, WrongShapesAndWhatIsNotFiniteChangeNothing) {
+  RewardNormalizer normalizer(2, 0.5);
+  const auto mask = at::ones({3, 2}, at::kBool);
+  EXPECT_THROW(normalizer.update(at::ones({3, 1}), at::ones({3, 1}, at::kBool)), c10::Error);
+  EXPECT_THROW(normalizer.update(at::ones({3, 2}), at::ones({3, 1}, at::kBool)), c10::Error);
+  EXPECT_THROW(normalizer.update(at::full({3, 2}, INFINITY), mask), c10::Error);
+  const auto reward = at::arange(6, at::kFloat).view({3, 2});
+  EXPECT_TRUE(normalizer.update(reward, mask).equal(RewardNormalizer(2, 0.5).update(reward, mask)));
+}
+
 TEST(RewardNormalizer, EqualReturnsAreLeftAsTheyAre) {
   RewardNormalizer normalizer(2, 0.5);
   const auto reward = at::ones({1, 2});

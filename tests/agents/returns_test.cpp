@@ -59,6 +59,21 @@ TEST(Gae, NothingFlowsOutOfPadding) {
   expect_column(out.advantage, {0.5, -2, 0, 0});
 }
 
+TEST(Gae, WhatIsNotFiniteDoesNotPassAnEnd) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const auto column = [](std::vector<float> x) { return at::tensor(x).unsqueeze(1); };
+  // Row 2 does not count; the next episode's reward is infinite.
+  const auto mask = column({1, 1, 0, 1}).to(at::kBool);
+  const auto gaps = gae(column({1, 2, 0, kInfinity}), at::ones({4, 1}), at::zeros({4, 1}),
+                        at::zeros({1}), mask, 0.5, 0.5);
+  EXPECT_EQ(gaps.advantage[0].item<float>(), 1.5);
+  EXPECT_EQ(gaps.advantage[2].item<float>(), 0);
+  // Behind a termination a value says nothing.
+  const auto ended = gae(column({1, 2}), column({1, 0}), column({0, 0}), at::full({1}, NAN),
+                         at::ones({2, 1}, at::kBool), 0.5, 0.5);
+  EXPECT_EQ(ended.advantage[1].item<float>(), 2);
+}
+
 TEST(Gae, LambdaOneIsTheReturnMinusTheValue) {
   const auto out = gae(column({1, 2, 4}), column({1, 1, 0}), column({3, 5, 7}),
                        at::tensor({9.0}, at::kDouble), flags({1, 1, 1}), 1, 1);
