@@ -42,6 +42,9 @@ Evaluation summarize(const Tensor& episode_return, double chance_return, double 
                      double wrong_return) {
   TORCH_CHECK(episode_return.numel() > 0, "summarize: episode_return must hold an episode, got ",
               episode_return.sizes());
+  TORCH_CHECK(best_return != chance_return && wrong_return != 1,
+              "summarize: best_return must differ from chance_return = ", chance_return,
+              ", and wrong_return from 1");
   const auto returns = episode_return.to(at::kDouble);
   const double mean = returns.mean().item<double>();
   const bool won_or_lost = ((returns == wrong_return) | (returns == 1)).all().item<bool>();
@@ -61,7 +64,10 @@ Evaluation evaluate(ActorCritic& policy, VectorEnv& env) {
   Actor actor(env, {.num_steps = num_steps, .greedy = true});
   auto episode_return = at::zeros({num_envs}, at::kDouble);
   auto open = at::ones({num_envs}, at::kBool);
-  while (open.any().item<bool>()) {
+  const int64_t longest = env.spec().max_episode_steps;
+  for (int64_t rows = 0; open.any().item<bool>(); rows += num_steps) {
+    TORCH_CHECK(longest == 0 || rows <= longest, "evaluate: an episode of the world \"",
+                env.spec().name, "\" is longer than its max_episode_steps = ", longest);
     const auto rollout = actor.collect(policy);
     const auto last = rollout.mask.logical_not().to(at::kCPU);
     const auto counts = open & (last.cumsum(0) == 0);

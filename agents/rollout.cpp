@@ -78,15 +78,18 @@ Actor::Actor(VectorEnv& env, const ActorOptions& options)
 
 Rollout Actor::collect(ActorCritic& policy) {
   at::NoGradGuard no_grad;
-  if (whole_episodes() || memory_.batch_size() == 0) {
+  if (whole_episodes() || memory_.batch_size() == 0 || interrupted_) {
     env_.reset();
     memory_ = policy.initial_state(env_.num_envs());
+    episode_return_.zero_();
   }
+  interrupted_ = true;  // unless all goes well
   Rollout rollout;
   rollout.initial_state = memory_;
   auto played = options_.sweep && env_.spec().passive ? sweep(policy) : step(policy);
   rollout.final_state = memory_;
   fill(rollout, played, policy);
+  interrupted_ = false;
   return rollout;
 }
 
@@ -242,6 +245,7 @@ void Actor::check(const CheckpointReader& reader, const ActorCritic& policy) con
 
 void Actor::load(const CheckpointReader& reader, const ActorCritic& policy) {
   check(reader, policy);
+  interrupted_ = false;
   rows_ = reader.integer("progress/rows");
   episode_return_ = reader.tensor("progress/episode_return").clone();
   memory_ = State();

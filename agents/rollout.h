@@ -43,6 +43,7 @@ class Actor {
  public:
   Actor(VectorEnv& env, const ActorOptions& options);
 
+  /// If a world throws, the next rollout begins new episodes.
   Rollout collect(ActorCritic& policy);
 
   void save(CheckpointWriter& writer)
@@ -84,9 +85,10 @@ class Actor {
 
   VectorEnv& env_;
   ActorOptions options_;
-  State memory_;           ///< Before the row that comes next; no batch before the first rollout.
-  int64_t rows_ = 0;       ///< Rows acted on so far.
-  Tensor episode_return_;  ///< [B] fp64, of the episodes that are open
+  State memory_;  ///< Before the row that comes next; no batch before the first rollout.
+  bool interrupted_ = false;  ///< The last rollout threw: memory and environments are apart.
+  int64_t rows_ = 0;          ///< Rows acted on so far.
+  Tensor episode_return_;     ///< [B] fp64, of the episodes that are open
 };
 
 }  // namespace retain

@@ -32,6 +32,11 @@ Tensor generator_state(at::Device device) {
   return generator.get_state();
 }
 
+/// Throws if set_generator_state() would.
+void check_generator_state(at::Device device, const Tensor& state) {
+  at::globalContext().defaultGenerator(device).clone().set_state(state);
+}
+
 void set_generator_state(at::Device device, const Tensor& state) {
   auto generator = at::globalContext().defaultGenerator(device);
   std::lock_guard<std::mutex> lock(generator.mutex());
@@ -46,6 +51,9 @@ Trainer::Trainer(std::unique_ptr<VectorEnv> env, const TrainerOptions& options)
       policy_(make_policy(env_->spec(), options)),
       actor_(*env_, {.num_steps = options.num_steps, .seed = options.seed, .sweep = options.sweep}),
       ppo_(policy_, options.ppo) {
+  TORCH_CHECK(options.ppo.num_minibatches <= env_->num_envs(),
+              "Trainer: num_minibatches must be at most num_envs = ", env_->num_envs(), ", got ",
+              options.ppo.num_minibatches);
   if (options.normalize_reward) reward_normalizer_.emplace(env_->num_envs(), options.ppo.gamma);
 }
 
@@ -112,6 +120,10 @@ void Trainer::check(const CheckpointReader& reader) const {
   reader.integer("progress/updates");
   reader.integer("progress/env_steps");
   read_like(reader, "rng/cpu", generator_state(at::kCPU));
+  check_generator_state(at::kCPU, reader.tensor("rng/cpu"));
+  const auto device = policy_->device();
+  if (!device.is_cpu() && reader.contains("rng/device"))
+    check_generator_state(device, reader.tensor("rng/device"));
 }
 
 void Trainer::load(const CheckpointReader& reader) {

@@ -49,6 +49,11 @@ TEST(Summarize, OtherReturnsGetTheIntervalOfTheMean) {
   EXPECT_NEAR(result.normalized - result.low, half / 4, 1e-9);
 }
 
+TEST(Summarize, ReturnsThatSayNothingAreAnError) {
+  EXPECT_THROW(summarize(at::ones({3}), 1, 1), c10::Error);
+  EXPECT_THROW(summarize(at::ones({3}), 0, 1, 1), c10::Error);
+}
+
 TEST(Summarize, NoEpisodeIsAnError) { EXPECT_THROW(summarize(at::zeros({0}), 0, 1), c10::Error); }
 
 double played_whole(ActorCritic& policy, VectorEnv& env) {
@@ -76,6 +81,22 @@ TEST(Evaluate, PlaysOneEpisodeInEachEnvironment) {
   };
   expect_whole([] { return vectorize(Walk{}, 5, 2); });
   expect_whole([] { return recall(30, 40); });
+}
+
+/// Never ends, whatever it says.
+struct Endless {
+  using Action = int64_t;
+  EnvironmentSpec spec() const {
+    return {.name = "endless", .observation_size = 1, .max_episode_steps = 9};
+  }
+  void reset(Rng&, float*) {}
+  Outcome step(Action, Rng&, float*) { return {}; }
+};
+
+TEST(Evaluate, AnEpisodeThatDoesNotEndIsAnError) {
+  const auto env = vectorize(Endless{}, 3, 1);
+  const auto policy = make_policy(env->spec(), "gru");
+  EXPECT_THROW(evaluate(*policy, *env), c10::Error);
 }
 
 TEST(Evaluate, IsTheSameTwice) {

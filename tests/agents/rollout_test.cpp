@@ -216,6 +216,27 @@ struct Liar : Walk {
   }
 };
 
+/// Breaks once.
+struct Faulty : Walk {
+  static inline int64_t steps_to_go = 0;
+  Outcome step(Action action, Rng& rng, float* observation) {
+    if (--steps_to_go == 0) throw std::runtime_error("broken");
+    return Walk::step(action, rng, observation);
+  }
+};
+
+TEST(Rollout, AfterAWorldBrokeNewEpisodesBegin) {
+  const auto env = vectorize(Faulty{}, 1, 1);
+  const auto policy = make_policy(env->spec(), "gru");
+  Actor actor(*env, {.num_steps = 3});
+  Faulty::steps_to_go = 5;  // in the middle of the second rollout
+  actor.collect(*policy);
+  EXPECT_THROW(actor.collect(*policy), std::runtime_error);
+  const auto rollout = actor.collect(*policy);
+  EXPECT_TRUE(rollout.reset[0].all().item<bool>());
+  EXPECT_FALSE(actor.collect(*policy).reset[0].all().item<bool>());
+}
+
 TEST(Rollout, WholeEpisodesNeedABoundOnTheirLength) {
   const auto endless = vectorize(Endless{}, 2, 1), liar = vectorize(Liar{}, 2, 1);
   EXPECT_THAT([&] { Actor(*endless, {}); },
