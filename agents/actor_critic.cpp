@@ -27,7 +27,7 @@ std::vector<std::pair<std::string, Tensor>> named_tensors(const torch::nn::Modul
 }  // namespace
 
 ActorCritic::ActorCritic(const EnvironmentSpec& spec, const ActorCriticOptions& options)
-    : core_name_(options.core.name) {
+    : core_name_(options.core.name), activates_encoder_(options.activate_encoder) {
   TORCH_CHECK(spec.observation_size > 0,
               "ActorCritic: spec.observation_size must be positive, got ", spec.observation_size);
   const auto d_model = options.core.d_model;
@@ -67,6 +67,7 @@ void ActorCritic::observe(const Tensor& observation) {
 
 void save_policy(CheckpointWriter& writer, const ActorCritic& policy) {
   writer.write("setup/core", policy.core_name());
+  writer.write("setup/activate_encoder", static_cast<int64_t>(policy.activates_encoder()));
   for (const auto& [name, tensor] : named_tensors(policy)) {
     writer.write("model/" + name, tensor.detach());
   }
@@ -77,6 +78,9 @@ void check_policy(const CheckpointReader& reader, const ActorCritic& policy) {
   const auto core = reader.text("setup/core");
   TORCH_CHECK(core == policy.core_name(), reader.path(), ": the policy's core is \"", core,
               "\", this one's is \"", policy.core_name(), "\"");
+  TORCH_CHECK((reader.integer("setup/activate_encoder") != 0) == policy.activates_encoder(),
+              reader.path(), ": activate_encoder is ", policy.activates_encoder() ? "off" : "on",
+              ", this policy's is ", policy.activates_encoder() ? "on" : "off");
   const auto tensors = named_tensors(policy);
   for (const auto& [name, tensor] : tensors) read_like(reader, "model/" + name, tensor);
   const auto stored = reader.names("model").size();

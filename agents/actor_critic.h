@@ -47,9 +47,11 @@ class ActorCritic : public torch::nn::Module {
 
   const std::shared_ptr<Core>& core() const { return core_; }
   const std::string& core_name() const { return core_name_; }
+  bool activates_encoder() const { return activates_encoder_; }
 
  private:
   std::string core_name_;
+  bool activates_encoder_;
   std::shared_ptr<RunningMoments> observation_moments_;  ///< Null where the option is off.
   std::shared_ptr<Encoder> encoder_;
   std::shared_ptr<Core> core_;

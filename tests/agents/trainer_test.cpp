@@ -164,12 +164,23 @@ TEST_F(TrainerTest, ForeignCheckpointIsRefusedAndChangesNothing) {
   chosen.seed = 7;
   Trainer seed(walk(), chosen);
   expect_refused(seed, "seed is 7, this run's is 1");
+  auto plain = options("gru", 5);
+  plain.policy.activate_encoder = !plain.policy.activate_encoder;
+  Trainer encoder(walk(), plain);
+  expect_refused(encoder, "activate_encoder is ");
   Trainer chunks(walk(), options("gru", 3));
   expect_refused(chunks, "num_steps is 3, this run's is 5");
   auto deep = options("gru", 5);
   deep.policy.core.n_layers = 2;
   Trainer layers(walk(), deep);
   expect_refused(layers, "model has");
+}
+
+TEST_F(TrainerTest, MoreMinibatchesThanEnvironmentsAreRefusedAtOnce) {
+  auto many = options("gru", 5);
+  many.ppo.num_minibatches = 7;
+  EXPECT_THAT([&] { Trainer(walk(), many); },
+              ThrowsMessage<c10::Error>(HasSubstr("num_minibatches must be at most num_envs = 6")));
 }
 
 TEST_F(TrainerTest, CheckpointOfAnotherNumberOfEnvironmentsIsRefused) {
