@@ -78,9 +78,11 @@ void check_policy(const CheckpointReader& reader, const ActorCritic& policy) {
   const auto core = reader.text("setup/core");
   TORCH_CHECK(core == policy.core_name(), reader.path(), ": the policy's core is \"", core,
               "\", this one's is \"", policy.core_name(), "\"");
-  TORCH_CHECK((reader.integer("setup/activate_encoder") != 0) == policy.activates_encoder(),
-              reader.path(), ": activate_encoder is ", policy.activates_encoder() ? "off" : "on",
-              ", this policy's is ", policy.activates_encoder() ? "on" : "off");
+  const std::string activated = "setup/activate_encoder";  // not in files before it was written
+  TORCH_CHECK(
+      !reader.contains(activated) || (reader.integer(activated) != 0) == policy.activates_encoder(),
+      reader.path(), ": activate_encoder is ", policy.activates_encoder() ? "off" : "on",
+      ", this policy's is ", policy.activates_encoder() ? "on" : "off");
   const auto tensors = named_tensors(policy);
   for (const auto& [name, tensor] : tensors) read_like(reader, "model/" + name, tensor);
   const auto stored = reader.names("model").size();
