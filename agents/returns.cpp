@@ -36,6 +36,7 @@ Advantages gae(const Tensor& reward, const Tensor& discount, const Tensor& value
   advantage_at[rows - 1].copy_(delta_at[rows - 1]);
   for (int64_t t = rows - 2; t >= 0; --t) {
     at::addcmul_out(advantage_at[t], delta_at[t], decay_at[t], advantage_at[t + 1]);
+    // 0 times what is not finite would not be 0.
     if (!usual) advantage_at[t].copy_(at::where(cut_at[t], delta_at[t], advantage_at[t]));
   }
   return {advantage, advantage + value};
