@@ -114,7 +114,9 @@ TEST_P(GoldenTest, GradientsMatch) {
     expect_near(parameter.value().grad(), golden.at(parameter.key()), parameter.key());
   }
   if (!has_resets()) return;
-  for (const auto& [name, gradient] : file_.group("initial_state_gradients")) {
+  const auto of_states = file_.group("initial_state_gradients");
+  ASSERT_EQ(of_states.size(), initial.parts().size());
+  for (const auto& [name, gradient] : of_states) {
     expect_near(initial.at(name).grad(), gradient, "initial " + name);
   }
 }

@@ -394,17 +394,23 @@ class OnCuda(OpTest):
             self.compiled_scan_equals_eager(to_device(scan_arguments(T=T), "cuda"), dynamic)
 
     def test_a_graph_holds_training(self):
-        arguments = to_device(scan_arguments(T=300), "cuda")
-        step = training_step(arguments)
-
-        graph, captured = capture(step)
-        with torch.no_grad():
-            for x in arguments.values():
-                if isinstance(x, torch.Tensor) and x.dtype == torch.float32:
-                    x.add_(0.01)
-        graph.replay()
-        for a, b in zip(captured, step()):
-            self.assertTrue(torch.equal(a, b))
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            for T in (19, 2000):  # whole, and in segments
+                with self.subTest(dtype=dtype, T=T):
+                    arguments = to_device(scan_arguments(T=T, D=32, N=16), "cuda")
+                    for name, x in arguments.items():
+                        if isinstance(x, torch.Tensor) and x.is_floating_point():
+                            arguments[name] = x.detach().to(dtype).requires_grad_()
+                    step = training_step(arguments)
+                    graph, captured = capture(step)
+                    with torch.no_grad():
+                        for x in arguments.values():
+                            if isinstance(x, torch.Tensor) and x.is_floating_point():
+                                x.mul_(1.25)
+                    graph.replay()
+                    for a, b in zip(captured, step()):
+                        self.assertTrue(b.isfinite().all())
+                        self.assertTrue(torch.equal(a, b))
 
     def test_a_graph_holds_acting(self):
         a = {k: x.detach() if isinstance(x, torch.Tensor) else x for k, x in to_device(scan_arguments(), "cuda").items()}

@@ -93,6 +93,44 @@ TEST_P(MambaUpdate, GradientsAreThoseOfTheSequence) {
   const auto expected = differentiate(sequence(p), inputs_of(p));
   expect_close(got.outputs, expected.outputs, 1e-12);
   expect_close(got.gradients, expected.gradients, 1e-11);
+  expect_matches_reference(on(device(), updates(p)), sequence(p), inputs_of(p), at::kFloat, 1e-6,
+                           1e-5);
+}
+
+TEST_P(MambaUpdate, StepSizesAreRightFarFromZero) {
+  const at::NoGradGuard no_grad;
+  const MambaProblem p{1, 5, 64, 16, 4};
+  for (const double bias : {-20., -17., -12., 15., 20., 25.}) {
+    auto inputs = to(inputs_of(p), at::kFloat);
+    inputs[2].zero_();  // so that the new state is the step's size times what comes in
+    inputs[5] = 0.01 * inputs[5];
+    inputs[8] = 0.01 * inputs[8] + bias;
+    const auto got = on(device(), updates(p))(inputs);
+    EXPECT_LE(relative_error(got[2], sequence(p)(to(inputs, at::kDouble))[2]), 1e-6) << bias;
+  }
+}
+
+TEST_P(MambaUpdate, RowAloneIsTheRowInABatch) {
+  const at::NoGradGuard no_grad;
+  for (const auto& p : odd_mamba_shapes()) {
+    if (p.B == 1) continue;
+    SCOPED_TRACE(::testing::Message() << p.B << " " << p.D << " " << p.N << " " << p.R);
+    auto one = p;
+    one.B = 1;
+    one.options = false;  // no resets, which go by the row
+    auto all = p;
+    all.options = false;
+    const auto inputs = to(inputs_of(all), at::kFloat);
+    auto alone = inputs;
+    alone[0] = inputs[0].narrow(1, p.B - 1, 1);
+    for (const size_t i : {1, 2}) alone[i] = inputs[i].narrow(0, p.B - 1, 1);
+    const auto whole = on(device(), updates(all))(inputs), got = on(device(), updates(one))(alone);
+    // A product of matrices may depend on their size.
+    expect_close(got,
+                 {whole[0].narrow(1, p.B - 1, 1), whole[1].narrow(0, p.B - 1, 1),
+                  whole[2].narrow(0, p.B - 1, 1)},
+                 2e-6);
+  }
 }
 
 TEST_P(MambaUpdate, InPlaceBumpsVersionsAndRefusesGradients) {

@@ -84,13 +84,16 @@ TEST_P(SelectiveScanSegments, SegmentsScannedApartJoin) {
   for (const bool with_reset : {false, true}) {
     ScanProblem p{90, 3, 10, 4};
     p.options.reset = with_reset;
-    const auto whole = arguments(p, at::kDouble);
-    auto state = whole.initial_state;
-    for (int64_t begin = 0; begin < p.T; begin += 30) {
-      const auto part = whole.steps(begin, begin + 30, at::zeros_like(state));
-      state = decay_of(part) * state + part.run()[1];
+    for (const auto& [dtype, tolerance] :
+         {std::pair{at::kDouble, 1e-12}, std::pair{at::kFloat, 1e-6}}) {
+      const auto whole = arguments(p, dtype);
+      auto state = whole.initial_state;
+      for (int64_t begin = 0; begin < p.T; begin += 30) {
+        const auto part = whole.steps(begin, begin + 30, at::zeros_like(state));
+        state = decay_of(part) * state + part.run()[1];
+      }
+      EXPECT_LE(relative_error(state, whole.run()[1]), tolerance);
     }
-    EXPECT_LE(relative_error(state, whole.run()[1]), 1e-12);
   }
 }
 
@@ -123,6 +126,8 @@ TEST_P(SelectiveScanSegments, StatesAndDecayAreDifferentiable) {
   const auto expected = differentiate(on(device(), loss(false)), inputs_of(p));
   expect_close(got.outputs, expected.outputs, 1e-12);
   expect_close(got.gradients, expected.gradients, 1e-10);
+  expect_matches_reference(on(device(), loss(true)), loss(false), inputs_of(p), at::kFloat, 1e-5,
+                           1e-5);
 }
 
 TEST(SelectiveScanSegmentsDoor, BadInputIsNamed) {
