@@ -111,9 +111,12 @@ TEST_P(CausalConv1dProduct, RowAloneEqualsRowInBatchInFiveRuns) {
   for (const size_t i : {0, 4, 6}) one[i] = in[i].narrow(1, 4, 1);
   for (const size_t i : {3, 5}) one[i] = in[i].narrow(0, 4, 1);
   const auto alone = gradients(one, reset.narrow(1, 4, 1));
-  if (device().is_cuda()) {  // a CPU's product of matrices may depend on their size
-    expect_bit_equal(alone[0], whole[0].narrow(1, 4, 1).contiguous());
-    expect_bit_equal(alone[3], whole[3].narrow(0, 4, 1).contiguous());
+  const Tensors got = {alone[0], alone[3]}, expected = {whole[0].narrow(1, 4, 1).contiguous(),
+                                                        whole[3].narrow(0, 4, 1).contiguous()};
+  if (device().is_cuda()) {
+    expect_bit_equal(got, expected);
+  } else {  // a CPU's product of matrices may depend on their size
+    expect_close(got, expected, 5e-3);
   }
 }
 
