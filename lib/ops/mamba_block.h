@@ -10,8 +10,10 @@ namespace retain {
 /// d_inner]; the rest as mamba_inner's. Returns y [T, B, d_model] and the two states after the last
 /// step. With gradients it is one node of the graph, whose gradients have none (create_graph
 /// throws). Gradients of weights are sums over all steps, those before a reset, too: what is not
-/// finite there reaches them. Autocast rounds x and the weights of all products to its type; states
-/// stay fp32. Throws c10::Error naming the argument.
+/// finite there reaches them. Scan and convolution give a row the same bits alone as in a batch; a
+/// product of matrices need not, because LibTorch adds up in an order that follows its size.
+/// Autocast rounds x and the weights of all products to its type; states stay fp32. Throws
+/// c10::Error naming the argument.
 std::tuple<Tensor, Tensor, Tensor> mamba_block(const Tensor& x, const Tensor& in_proj_weight,
                                                const Tensor& out_proj_weight,
                                                const Tensor& conv_state, const Tensor& ssm_state,
