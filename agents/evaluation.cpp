@@ -42,9 +42,10 @@ Evaluation summarize(const Tensor& episode_return, double chance_return, double 
                      double wrong_return) {
   TORCH_CHECK(episode_return.numel() > 0, "summarize: episode_return must hold an episode, got ",
               episode_return.sizes());
-  TORCH_CHECK(best_return != chance_return && wrong_return != 1,
-              "summarize: best_return must differ from chance_return = ", chance_return,
-              ", and wrong_return from 1");
+  TORCH_CHECK(best_return != chance_return,
+              "summarize: best_return must differ from chance_return, got ", best_return,
+              " for both");
+  TORCH_CHECK(wrong_return != 1, "summarize: wrong_return must differ from 1, got ", wrong_return);
   const auto returns = episode_return.to(at::kDouble);
   const double mean = returns.mean().item<double>();
   const bool won_or_lost = ((returns == wrong_return) | (returns == 1)).all().item<bool>();

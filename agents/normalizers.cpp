@@ -52,8 +52,9 @@ Tensor RewardNormalizer::update(const Tensor& reward, const Tensor& mask) {
               ", got ", mask.sizes());
   const auto rewards = reward.to(at::kCPU, at::kDouble);
   const auto counts = mask.to(at::kCPU);
-  TORCH_CHECK(rewards.masked_select(counts).isfinite().all().item<bool>(),
-              "RewardNormalizer: a reward is not finite");
+  const auto odd = rewards.masked_select(counts & rewards.isfinite().logical_not());
+  TORCH_CHECK(odd.numel() == 0, "RewardNormalizer: reward must be finite where mask is set, got ",
+              odd[0].item<double>());
   auto returns = at::empty_like(rewards);
   for (int64_t t = 0; t < rewards.size(0); ++t) {
     // A row that does not count ends the episode: what follows starts from 0.

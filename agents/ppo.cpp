@@ -227,11 +227,15 @@ PPO::PPO(std::shared_ptr<ActorCritic> policy, const PPOOptions& options)
   }
 }
 
+void PPO::check_num_envs(int64_t num_envs) const {
+  TORCH_CHECK(options_.num_minibatches <= num_envs,
+              "PPO: num_minibatches must be at most num_envs = ", num_envs, ", got ",
+              options_.num_minibatches);
+}
+
 PPOMetrics PPO::update(const Rollout& rollout, uint64_t seed, int64_t update_index) {
   const auto num_envs = rollout.mask.size(1), num_minibatches = options_.num_minibatches;
-  TORCH_CHECK(num_minibatches <= num_envs,
-              "PPO: num_minibatches must be at most num_envs = ", num_envs, ", got ",
-              num_minibatches);
+  check_num_envs(num_envs);
   set_learning_rate(update_index);
   const auto whole = make_batch(rollout, options_);
   PPOMetrics metrics;

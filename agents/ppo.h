@@ -41,6 +41,9 @@ class PPO {
  public:
   PPO(std::shared_ptr<ActorCritic> policy, const PPOOptions& options);
 
+  /// Throws unless so many environments can be cut into the minibatches.
+  void check_num_envs(int64_t num_envs) const;
+
   /// Throws if the gradient is not finite, before it reaches a weight. `seed` and `update_index`
   /// fix the minibatches.
   PPOMetrics update(const Rollout& rollout, uint64_t seed, int64_t update_index);

@@ -31,13 +31,13 @@ Advantages gae(const Tensor& reward, const Tensor& discount, const Tensor& value
   const auto delta = at::where(mask, reward + next - value, zero);
   const auto decay = at::where(mask, gamma * gae_lambda * discount, zero);
   const bool usual = delta.isfinite().all().item<bool>();
-  const auto delta_at = delta.unbind(), decay_at = decay.unbind(), cut_at = (decay == 0).unbind();
+  const auto delta_at = delta.unbind(), decay_at = decay.unbind();
   auto advantage_at = advantage.unbind();
   advantage_at[rows - 1].copy_(delta_at[rows - 1]);
   for (int64_t t = rows - 2; t >= 0; --t) {
     at::addcmul_out(advantage_at[t], delta_at[t], decay_at[t], advantage_at[t + 1]);
     // 0 times what is not finite would not be 0.
-    if (!usual) advantage_at[t].copy_(at::where(cut_at[t], delta_at[t], advantage_at[t]));
+    if (!usual) advantage_at[t].copy_(at::where(decay_at[t] == 0, delta_at[t], advantage_at[t]));
   }
   return {advantage, advantage + value};
 }

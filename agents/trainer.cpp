@@ -51,9 +51,7 @@ Trainer::Trainer(std::unique_ptr<VectorEnv> env, const TrainerOptions& options)
       policy_(make_policy(env_->spec(), options)),
       actor_(*env_, {.num_steps = options.num_steps, .seed = options.seed, .sweep = options.sweep}),
       ppo_(policy_, options.ppo) {
-  TORCH_CHECK(options.ppo.num_minibatches <= env_->num_envs(),
-              "Trainer: num_minibatches must be at most num_envs = ", env_->num_envs(), ", got ",
-              options.ppo.num_minibatches);
+  ppo_.check_num_envs(env_->num_envs());
   if (options.normalize_reward) reward_normalizer_.emplace(env_->num_envs(), options.ppo.gamma);
 }
 

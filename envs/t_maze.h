@@ -17,7 +17,8 @@ namespace retain {
 /// steps, no earlier end. Observation (2): [0, y*] on the first visit of x = 0, [0, 0] elsewhere in
 /// the corridor, [1, y] at x = o + L. Reward of the action that leads to time t: at t = T, 1 if y =
 /// y*; before, −1/L if x < t − o (behind the best path, for good once behind) or, if `recoverable`,
-/// −1/L if t > o and the action is not +x.
+/// −1/L if t > o and the action is not +x. Then, for o > 0, memoryless_return is a bound that is
+/// not reached: nothing says when to turn.
 struct TMaze {
   using Action = int64_t;
   static constexpr Action kRight = 0, kUp = 1, kLeft = 2, kDown = 3;
@@ -39,18 +40,17 @@ struct TMaze {
   EnvironmentSpec spec() const {
     check_option("t_maze", "horizon", horizon, 1, INT64_C(1) << 40);
     check_option("t_maze", "oracle_offset", oracle_offset, 0, 1 << 14);
-    return {
-        .name = "t_maze",
-        .observation_size = 2,
-        .action = {.num_values = {4}},
-        .max_episode_steps = num_steps(),
-        .memory_length = horizon + oracle_offset,
-        .credit_length = oracle_offset > 0 ? num_steps() : 1,
-        .chance_return = chance_return(),
-        .memoryless_return = 0.5,  // with `recoverable` and o > 0 less: nothing says when to turn
-        .best_return = 1,
-        .passive = false,
-        .options = options_line(*this)};
+    return {.name = "t_maze",
+            .observation_size = 2,
+            .action = {.num_values = {4}},
+            .max_episode_steps = num_steps(),
+            .memory_length = horizon + oracle_offset,
+            .credit_length = oracle_offset > 0 ? num_steps() : 1,
+            .chance_return = chance_return(),
+            .memoryless_return = 0.5,
+            .best_return = 1,
+            .passive = false,
+            .options = options_line(*this)};
   }
 
   RETAIN_HOST_DEVICE void reset(Rng& rng, float* observation) {

@@ -242,7 +242,7 @@ TEST(SelectiveScanCuda, NaNBeforeAResetReachesNothingAfterIt) {
   for (const int64_t T : {35, 600}) {
     for (const int64_t N : {4, 16, 24}) {
       for (const auto& options : {ScanOptions{}, ScanOptions{.z = false}}) {
-        for (const double poison : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+        for (const double poison : {kNaN, kInfinity}) {
           const ScanProblem p{T, 3, 20, N, 1, options};
           const auto clean = to(inputs_of(p), at::kFloat);
           const auto poisoned = poisoned_until(p, T / 2, clean, poison);
@@ -261,7 +261,7 @@ TEST(SelectiveScanCuda, NaNBeforeAResetReachesNothingAfterItInBf16) {
         ScanProblem{600, 3, 64, 32}, ScanProblem{35, 3, 40, 8},
         ScanProblem{35, 3, 40, 16, 1, {.z = false}}, ScanProblem{600, 3, 40, 16, 1, {.z = false}},
         ScanProblem{600, 3, 40, 32, 1, {.z = false}}}) {
-    for (const double poison : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+    for (const double poison : {kNaN, kInfinity}) {
       const auto clean = to(inputs_of(p), at::kBFloat16);
       for (const int64_t at : {p.T / 2, p.T - 2}) {
         const auto got = seen_from(p, at, poisoned_until(p, at, clean, poison));
@@ -475,20 +475,11 @@ TEST(SelectiveScanCuda, StateDoesNotDriftOverManySteps) {
   }
 }
 
-/// One step on one channel that makes delta' itself the last state.
-at::Tensor delta_prime(const at::Tensor& delta) {
-  const auto one = at::ones({1, delta.size(0), 1}, delta.options());
-  const auto row = one.unsqueeze(-1);
-  return std::get<1>(selective_scan(one, delta.view({1, -1, 1}), at::zeros({1, 1}, delta.options()),
-                                    row, row, {}, {}, {}, true))
-      .view({-1});
-}
-
 TEST(SelectiveScanCuda, SoftplusIsExactFromDeepNegativeToTheIdentity) {
   RETAIN_NEEDS_CUDA();
   const std::vector<double> values = {-20, -17, -15, -12, -10, -1, 0, 1, 19.999, 20, 20.001, 60};
   auto delta = cuda(at::tensor(values, at::kFloat)).requires_grad_();
-  const auto got = delta_prime(delta);
+  const auto got = last_size(delta.view({1, 1, -1}), 1).view({-1});
   const auto slope = torch::autograd::grad({got.sum()}, {delta})[0];
   for (size_t i = 0; i < values.size(); ++i) {
     const double x = delta[i].item<double>();
@@ -522,7 +513,7 @@ TEST(SelectiveScanCuda, InfinitelyFastIndicesForgetAtOnce) {
     for (const int64_t N : {3, 16, 24, 40}) {
       const ScanProblem p{T, 2, 20, N};
       auto inputs = inputs_of(p);
-      inputs[kA].select(1, 0).fill_(-std::numeric_limits<double>::infinity());
+      inputs[kA].select(1, 0).fill_(-kInfinity);
       for (const auto dtype : {at::kFloat, at::kBFloat16}) {
         SCOPED_TRACE(::testing::Message() << T << " " << N << " " << dtype);
         const auto narrow = to(inputs, dtype);

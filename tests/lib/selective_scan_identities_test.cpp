@@ -3,8 +3,6 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include <limits>
-
 #include "lib/selective_scan_problem.h"
 #include "support/files.h"
 
@@ -13,9 +11,6 @@ namespace {
 
 using ::testing::HasSubstr;
 using namespace testing;
-
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 TEST(SelectiveScan, SequenceIsItsStepsBitForBit) {
   for (const auto dtype : {at::kFloat, at::kDouble}) {

@@ -6,9 +6,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <limits>
-
 #include "lib/mamba_problem.h"
 #include "lib/selective_scan_problem.h"
 #include "support/cuda.h"
@@ -18,9 +15,6 @@ namespace {
 
 using ::testing::HasSubstr;
 using namespace testing;
-
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 class ScanPitfalls : public OnCpuAndCuda {
  protected:
@@ -32,16 +26,6 @@ class ScanPitfalls : public OnCpuAndCuda {
   }
 };
 INSTANTIATE_TEST_SUITE_P(On, ScanPitfalls, kCpuAndCuda, device_name);
-
-/// Steps that make the last delta' the last state of each of N indices.
-at::Tensor last_size(const at::Tensor& delta, int64_t N) {
-  const auto T = delta.size(0), D = delta.size(2);
-  const auto options = delta.options().requires_grad(false);
-  const auto u = at::zeros({T, 1, D}, options), matrix = at::ones({T, 1, 1, N}, options);
-  u[T - 1] = 1;
-  const auto A = at::zeros({D, N}, options.dtype(at::kFloat));
-  return std::get<1>(selective_scan(u, delta, A, matrix, matrix, {}, {}, {}, true))[0];
-}
 
 TEST_P(ScanPitfalls, SoftplusIsRightFarFromZeroInEveryKernel) {
   const auto values =

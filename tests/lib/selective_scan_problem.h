@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <retain/lib/ops/selective_scan.h>
 
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -11,6 +12,9 @@
 #include "support/op_checks.h"
 
 namespace retain::testing {
+
+inline constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// Which optional arguments are there.
 struct ScanOptions {
@@ -192,6 +196,16 @@ inline void expect_bad_input_is_named(at::Device device) {
               HasSubstr("selective_scan_update: C must be [B, groups, d_state], got [3, 2, 2, 4]"));
 }
 
+/// Steps that make the last delta' the last state of each of N indices.
+inline at::Tensor last_size(const at::Tensor& delta, int64_t N) {
+  const auto T = delta.size(0), D = delta.size(2);
+  const auto options = delta.options().requires_grad(false);
+  const auto u = at::zeros({T, 1, D}, options), matrix = at::ones({T, 1, 1, N}, options);
+  u[T - 1] = 1;
+  const auto A = at::zeros({D, N}, options);
+  return std::get<1>(selective_scan(u, delta, A, matrix, matrix, {}, {}, {}, true))[0];
+}
+
 /// Decays of exactly 1 and 0, beyond them, and A that is not finite, on a device.
 inline void expect_extreme_decays_are_exact(at::Device device) {
   const auto one = at::ones({1, 1, 1}, device);
@@ -201,7 +215,6 @@ inline void expect_extreme_decays_are_exact(at::Device device) {
                                       3 * one))
         .item<float>();
   };
-  constexpr double kInfinity = std::numeric_limits<double>::infinity();
   EXPECT_EQ(step(0, 1), 4);
   EXPECT_EQ(step(-200, 1), 1);
   EXPECT_EQ(step(-1e38, 1e3), 1e3f);
