@@ -292,6 +292,27 @@ TEST(CausalConv1dCuda, MoreRowsThanAGridIsWide) {
   expect_bit_equal(dx.narrow(1, 70000, 1).contiguous(), tail_dx);
 }
 
+TEST(CausalConv1dCuda, TheLastStepsOfAHugeTensorAreRight) {
+  RETAIN_NEEDS_CUDA();
+  const int64_t T = 2100, B = 1025, D = 1024;  // more than 2^31 elements
+  const auto x = at::randn({T, B, D}, at::TensorOptions(at::kCUDA).dtype(at::kBFloat16));
+  const auto dy = at::zeros_like(x);
+  dy.narrow(0, T - 5, 5).normal_();
+  for (const int64_t K : {4, 6}) {
+    const auto weight = cuda(randn({D, K}, 2)).requires_grad_();
+    const auto run = [&](int64_t steps) {
+      const auto part = x.slice(0, T - steps).detach().requires_grad_();
+      const auto [y, last] = causal_conv1d(part, weight, {}, true);
+      const auto gradients = torch::autograd::grad({y}, {part, weight}, {dy.slice(0, T - steps)});
+      return Tensors{y.detach().slice(0, -5), last.detach(), gradients[0].slice(0, -10),
+                     gradients[1]};
+    };
+    const auto whole = run(T), alone = run(20);
+    for (const size_t i : {0, 1, 2}) expect_bit_equal(whole[i], alone[i]);
+    expect_close({whole[3]}, {alone[3]}, 1e-5);
+  }
+}
+
 TEST(CausalConv1dCuda, BadInputNamesTheArgument) {
   RETAIN_NEEDS_CUDA();
   expect_bad_input_is_named(at::kCUDA);

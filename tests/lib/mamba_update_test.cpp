@@ -133,6 +133,28 @@ TEST_P(MambaUpdate, RowAloneIsTheRowInABatch) {
   }
 }
 
+TEST(MambaUpdateCuda, TheLastRowOfAHugeStateIsRight) {
+  RETAIN_NEEDS_CUDA();
+  const at::NoGradGuard no_grad;
+  const MambaProblem p{1, 1, 32, 16, 2, 4, false};
+  const auto in = cuda(to(inputs_of(p), at::kFloat));
+  const auto weights = weights_of(p, in);
+  // As many rows as have states within 31 bits, and more: one kernel, and op by op.
+  const int64_t most = (int64_t{1} << 31) / (p.D * p.N) - 1;
+  for (const int64_t rows : {most, most + 6}) {
+    SCOPED_TRACE(rows);
+    const auto xz = at::randn({rows, 2 * p.D}, in[0].options());
+    const auto conv = at::randn({rows, p.K - 1, p.D}, in[0].options());
+    const auto ssm = at::randn({rows, p.D, p.N}, in[0].options());
+    const auto last = [](const Tensor& x) { return x.slice(0, -1); };
+    const auto [y, new_conv, new_ssm] = mamba_update(xz, conv, ssm, weights);
+    const auto [row_y, row_conv, row_ssm] = mamba_update(last(xz), last(conv), last(ssm), weights);
+    expect_bit_equal(last(new_conv), row_conv);
+    // A product of matrices may depend on their size.
+    expect_close({last(y), last(new_ssm)}, {row_y, row_ssm}, 2e-6);
+  }
+}
+
 TEST_P(MambaUpdate, InPlaceBumpsVersionsAndRefusesGradients) {
   const MambaProblem p{1, 2, 8, 4, 2};
   const auto in = here(to(inputs_of(p), at::kFloat));

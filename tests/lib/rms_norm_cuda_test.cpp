@@ -167,6 +167,27 @@ TEST(RmsNormCuda, EmptyTensorsWork) {
   }
 }
 
+TEST(RmsNormCuda, TheLastRowsOfAHugeTensorAreRight) {
+  RETAIN_NEEDS_CUDA();
+  const int64_t rows = (1 << 21) + 4099;
+  for (const int64_t D : {1024, 1025}) {  // more than 2^31 elements
+    const auto x = at::randn({rows, D}, at::TensorOptions(at::kCUDA).dtype(at::kBFloat16));
+    const auto weight = cuda(randn({D}, 2)).requires_grad_();
+    const auto dy = at::zeros_like(x);
+    dy.slice(0, -5).normal_();
+    const auto run = [&](int64_t count) {
+      const auto part = x.slice(0, rows - count).detach().requires_grad_();
+      const auto [y, residual_out] = rms_norm(part, weight);
+      const auto gradients = torch::autograd::grad({y}, {part, weight}, {dy.slice(0, -count)});
+      return Tensors{y.detach().slice(0, -5), residual_out.detach().slice(0, -5),
+                     gradients[0].slice(0, -5), gradients[1]};
+    };
+    const auto whole = run(rows), alone = run(5);
+    for (const size_t i : {0, 1, 2}) expect_bit_equal(whole[i], alone[i]);
+    expect_close({whole[3]}, {alone[3]}, 1e-5);
+  }
+}
+
 TEST(RmsNormCuda, BadInputNamesTheArgument) {
   RETAIN_NEEDS_CUDA();
   expect_bad_input_is_named(at::kCUDA);
