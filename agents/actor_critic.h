@@ -12,7 +12,7 @@
 namespace retain {
 
 struct ActorCriticOptions {
-  CoreOptions core = {};
+  CoreOptions core = {};               ///< The memory; its d_model is every part's width.
   bool activate_encoder = false;       ///< ReLU after the encoder's linear map.
   double policy_gain = 0.01;           ///< Of the policy head's initialisation.
   bool normalize_observation = false;  ///< By running mean and variance, saved with the weights.
@@ -21,12 +21,14 @@ struct ActorCriticOptions {
 struct PolicyOutput {
   std::unique_ptr<Distribution> policy;  ///< Over actions at every [T, B].
   Tensor value;                          ///< [T, B]
-  State state;
+  State state;                           ///< After the last step.
 };
 
 /// encoder → core → policy head and value head.
 class ActorCritic : public torch::nn::Module {
  public:
+  /// Throws c10::Error if spec.observation_size is below 1, and as make_core() and PolicyHead do on
+  /// options.core and spec.action.
   ActorCritic(const EnvironmentSpec& spec, const ActorCriticOptions& options);
 
   State initial_state(int64_t batch) const { return core_->initial_state(batch); }
@@ -62,7 +64,8 @@ class ActorCritic : public torch::nn::Module {
 /// Writes the core's name and every parameter and buffer, as "model/<path>".
 void save_policy(CheckpointWriter& writer, const ActorCritic& policy);
 
-/// Throws if the file's policy has another core, or names or shapes that differ; changes nothing.
+/// Throws if the file's policy has another core or activate_encoder, or names, shapes or dtypes
+/// that differ; changes nothing.
 void check_policy(const CheckpointReader& reader, const ActorCritic& policy);
 
 /// Copies the file's weights in after check_policy().

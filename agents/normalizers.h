@@ -29,13 +29,13 @@ class RewardNormalizer {
   RewardNormalizer(int64_t num_envs, double gamma);
 
   /// Takes one rollout into the statistics and returns its scaled rewards, unscaled while all
-  /// returns so far are equal. All [T, B]; mask as in Rollout. Throws, and changes nothing, where a
-  /// reward that counts is not finite.
+  /// returns so far are equal. All [T, B]; mask as in Rollout. Throws, and changes nothing, on
+  /// another shape and where a reward that counts is not finite.
   Tensor update(const Tensor& reward, const Tensor& mask);
 
   void save(CheckpointWriter& writer) const;
-  void check(const CheckpointReader& reader)
-      const;  ///< Throws, and changes nothing, if load() would fail.
+  /// Throws, and changes nothing, if load() would fail.
+  void check(const CheckpointReader& reader) const;
   void load(const CheckpointReader& reader);
 
  private:

@@ -16,7 +16,8 @@ struct Advantages {
 /// mask_t is 0 on LAST steps (their action is ignored) and on padding: nothing flows across such a
 /// row, but its value bootstraps the row before it, so a truncation bootstraps from the state
 /// before the reset. V_T is bootstrap_value. Shapes: reward, discount, value [T, B]; mask [T, B]
-/// bool; bootstrap_value [B]. Pure; no gradient.
+/// bool; bootstrap_value [B]. Pure; no gradient. Throws c10::Error naming the argument on a wrong
+/// shape and if mask is not bool.
 Advantages gae(const Tensor& reward, const Tensor& discount, const Tensor& value,
                const Tensor& bootstrap_value, const Tensor& mask, double gamma, double gae_lambda);
 

@@ -41,13 +41,15 @@ struct ActorOptions {
 /// 0.
 class Actor {
  public:
+  /// Throws c10::Error if num_steps is negative, or 0 in a world without max_episode_steps.
   Actor(VectorEnv& env, const ActorOptions& options);
 
-  /// If a world throws, the next rollout begins new episodes.
+  /// If a world throws, the next rollout begins new episodes. Throws c10::Error if a whole episode
+  /// is longer than the spec's max_episode_steps.
   Rollout collect(ActorCritic& policy);
 
-  void save(CheckpointWriter& writer)
-      const;  ///< The memory, the action counter and the open episodes' returns.
+  /// The memory, the action counter and the open episodes' returns.
+  void save(CheckpointWriter& writer) const;
   /// Throws, and changes nothing, if load() would fail.
   void check(const CheckpointReader& reader, const ActorCritic& policy) const;
   void load(const CheckpointReader& reader, const ActorCritic& policy);

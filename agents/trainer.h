@@ -10,14 +10,14 @@
 namespace retain {
 
 struct TrainerOptions {
-  ActorCriticOptions policy = {};
-  PPOOptions ppo = {};
-  int64_t num_steps =
-      0;  ///< Rows a rollout; 0 = whole episodes. > 0 = truncated chunks with carried memory.
+  ActorCriticOptions policy = {};  ///< What acts and learns.
+  PPOOptions ppo = {};             ///< How it learns.
+  /// Rows a rollout; 0 = whole episodes. > 0 = truncated chunks with carried memory.
+  int64_t num_steps = 0;
   uint64_t seed = 1;  ///< Of weights, actions and minibatches; the worlds have their own.
   bool normalize_reward = false;  ///< By the running deviation of the discounted return.
   bool sweep = true;              ///< Roll passive worlds out in one pass over time.
-  std::string device = "cpu";
+  std::string device = "cpu";     ///< Of the policy: "cpu", "cuda" or "cuda:N".
 };
 
 struct TrainMetrics {
@@ -32,6 +32,8 @@ struct TrainMetrics {
 /// exactly from here. The constructor seeds LibTorch's generators with options.seed.
 class Trainer {
  public:
+  /// Throws c10::Error if env holds no environment, as ActorCritic, Actor and PPO do on their
+  /// options, if num_minibatches is above num_envs, and on a device that is not there.
   Trainer(std::unique_ptr<VectorEnv> env, const TrainerOptions& options);
 
   TrainMetrics update();
@@ -43,8 +45,8 @@ class Trainer {
   /// setup/, model/, optimizer/, rng/, progress/, envs/, state/, normalizers/.
   void save(CheckpointWriter& writer) const;
 
-  /// Goes on where save() stood. Throws on a checkpoint of another world, core, shape, seed or
-  /// num_steps, and then changes nothing.
+  /// Goes on where save() stood. Throws on a checkpoint of another world, core, activate_encoder,
+  /// shape, seed, num_steps or normalize_reward, and then changes nothing.
   void load(const CheckpointReader& reader);
 
  private:

@@ -16,8 +16,8 @@ namespace retain {
 struct Catch {
   using Action = int64_t;
 
-  int64_t rows = 10;
-  int64_t columns = 5;
+  int64_t rows = 10;    ///< Height of the board; an episode has rows − 1 actions.
+  int64_t columns = 5;  ///< Width of the board.
 
   int64_t ball_row = 0, ball_column = 0, paddle = 0;
 

@@ -26,11 +26,11 @@ enum class StepType : uint8_t { first = 0, mid = 1, last = 2 };
 struct ActionSpec {
   enum class Kind { categorical, multi_discrete, continuous };
   Kind kind = Kind::categorical;
-  std::vector<int64_t> num_values = {
-      2};            ///< Categorical: one entry; multi-discrete: one a component.
+  /// Categorical: one entry; multi-discrete: one a component.
+  std::vector<int64_t> num_values = {2};
   int64_t size = 1;  ///< Continuous: components; a world's range is [-1, 1].
-  bool masked =
-      false;  ///< Categorical: not every action is always legal. A plain struct's driver sets it.
+  /// Categorical: not every action is always legal. A plain struct's driver sets it.
+  bool masked = false;
 };
 
 struct EnvironmentSpec {
@@ -38,11 +38,11 @@ struct EnvironmentSpec {
   int64_t observation_size = 0;  ///< float32 features an observation.
   ActionSpec action = {};
   int64_t max_episode_steps = 0;  ///< Most actions an episode can take; 0 = no bound.
-  int64_t memory_length =
-      0;  ///< How far back the optimal policy must look, in steps (Ni et al. 2023).
-  int64_t credit_length =
-      1;                     ///< How long after an action its effect on the return shows, in steps.
-  double chance_return = 0;  ///< Expected return of uniform random legal actions.
+  /// How far back the optimal policy must look, in steps (Ni et al. 2023).
+  int64_t memory_length = 0;
+  /// How long after an action its effect on the return shows, in steps.
+  int64_t credit_length = 1;
+  double chance_return = 0;      ///< Expected return of uniform random legal actions.
   double memoryless_return = 0;  ///< Best expected return without memory.
   double best_return = 1;        ///< Best expected return.
   double wrong_return = 0;       ///< Of an episode that is lost, where one that is won returns 1.

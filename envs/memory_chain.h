@@ -15,8 +15,8 @@ namespace retain {
 struct MemoryChain {
   using Action = int64_t;
 
-  int64_t horizon = 100;
-  int64_t num_bits = 1;
+  int64_t horizon = 100;  ///< N, actions an episode.
+  int64_t num_bits = 1;   ///< b, bits to keep.
 
   int64_t t = 0, query = 0;
   uint64_t bits = 0;

@@ -17,10 +17,10 @@ namespace retain {
 struct Recall {
   using Action = int64_t;
 
-  int64_t horizon = 300;
-  int64_t num_cues = 4;
-  bool noise = true;
-  Lengths lengths = Lengths::fixed;
+  int64_t horizon = 300;             ///< L, steps of the gap; the most where it is drawn.
+  int64_t num_cues = 4;              ///< k, cues to tell apart.
+  bool noise = true;                 ///< Off: the noise channel is 0 in the gap.
+  Lengths lengths = Lengths::fixed;  ///< How L is chosen.
 
   int64_t gap = 0, t = 0, cue = 0;
 

@@ -19,8 +19,8 @@ struct RepeatPrevious {
   static constexpr int64_t kSuits = 4;
   static constexpr int64_t kMostSteps = 256;  // what fits into `seen`
 
-  int64_t decks = 1;
-  int64_t k = 4;
+  int64_t decks = 1;  ///< Decks of 52 cards that are dealt as one.
+  int64_t k = 4;      ///< The suit to name is that of k − 1 steps before.
 
   int64_t dealt = 0;
   int64_t left[kSuits] = {};      // cards of each suit still in the deck

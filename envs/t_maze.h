@@ -23,9 +23,9 @@ struct TMaze {
   using Action = int64_t;
   static constexpr Action kRight = 0, kUp = 1, kLeft = 2, kDown = 3;
 
-  int64_t horizon = 100;
-  int64_t oracle_offset = 0;
-  bool recoverable = false;
+  int64_t horizon = 100;      ///< L, steps from the start to the junction.
+  int64_t oracle_offset = 0;  ///< o, steps from the start back to where the goal is told.
+  bool recoverable = false;   ///< Fine each action that strays, not each step behind the best path.
 
   int64_t t = 0, x = 0, y = 0, goal = 0;
   bool visited = false;  // x = 0 was seen

@@ -4,7 +4,6 @@
 #include <retain/envs/environment.h>
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 namespace retain {

@@ -77,6 +77,7 @@ class BatchDriver : public VectorEnv {
   TimeSteps current_;  // [B, …], private: results are copies of it
 };
 
+/// Throws std::invalid_argument if num_envs < 1.
 void check_num_envs(int64_t num_envs);
 
 /// Steps many copies of a world on the CPU. Use vectorize().
@@ -128,7 +129,7 @@ std::unique_ptr<VectorEnv> vectorize(
     const std::function<std::unique_ptr<Environment>(int64_t index)>& make, int64_t num_envs,
     uint64_t seed, int64_t first_environment = 0);
 
-// ------------------------------------------------------------------ templates
+// The templates.
 
 template <class W>
 typename W::Action WorldVectorEnv<W>::action_at(const Pass& pass, int64_t row) {

@@ -63,8 +63,8 @@ class Options {
     return sections_;
   }
 
-  std::string ini()
-      const;  ///< Every option that has a value; parse_ini() reads it back to the same values.
+  /// Every option that has a value; parse_ini() reads it back to the same values.
+  std::string ini() const;
   std::string help() const;
 
  private:

@@ -20,8 +20,8 @@ struct ProgressStep {
 struct ProgressStyle {
   bool terminal = false;  ///< Rewrite one line in place; else print a plain line now and then.
   bool unicode = false;   ///< Draw the bar with block characters.
-  bool color = false;
-  int64_t width = 80;  ///< Columns of the terminal.
+  bool color = false;     ///< Draw the bar in colour.
+  int64_t width = 80;     ///< Columns of the terminal.
   /// Of stderr, the locale and NO_COLOR.
   static ProgressStyle of_stderr();
 };

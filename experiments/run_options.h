@@ -4,7 +4,6 @@
 #include <retain/envs/registry.h>
 #include <retain/experiments/options.h>
 
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,17 +13,17 @@ namespace retain {
 /// One run: a world, a policy, an algorithm, a budget and a seed. What a run folder's config.ini
 /// holds.
 struct RunOptions {
-  std::string world = "recall";
+  std::string world = "recall";    ///< One of worlds().
   std::optional<int64_t> horizon;  ///< Unset: the world's own.
-  WorldOptions world_option;
-  int64_t num_envs = 64;
-  int64_t updates = 300;
-  int64_t checkpoint_every = 25;  ///< Updates.
+  WorldOptions world_option;       ///< The world's other options.
+  int64_t num_envs = 64;           ///< Environments stepped together.
+  int64_t updates = 300;           ///< Rollouts and updates to do.
+  int64_t checkpoint_every = 25;   ///< Updates.
   int64_t threads = 0;  ///< 0 = as many as LibTorch would take; LibTorch's sums depend on it.
-  bool tf32 = false;
+  bool tf32 = false;    ///< What use_tf32() is told.
   /// Numbers that may follow the horizon: "0.001", "1/horizon", "horizon".
   std::string dt_min = "0.001", dt_max = "0.1", dt_init_floor = "0.0001", chrono_horizon = "1000";
-  TrainerOptions trainer;
+  TrainerOptions trainer;  ///< Policy, algorithm, seed and device.
 };
 
 /// Declares all of them, grouped for --help; or the policy's alone.

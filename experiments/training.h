@@ -4,7 +4,6 @@
 #include <retain/experiments/stop_signal.h>
 
 #include <string>
-#include <vector>
 
 namespace retain {
 

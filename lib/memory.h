@@ -11,6 +11,7 @@ namespace retain {
 /// graph. Only to() gives new ones.
 class Memory {
  public:
+  /// Throws c10::Error if there is no core or batch_size is negative.
   Memory(std::shared_ptr<Core> core, int64_t batch_size);
   Memory(const Memory& other);  ///< Has storage of its own.
   Memory(Memory&&) = default;
@@ -21,8 +22,8 @@ class Memory {
   void set(const State& state);  ///< Copies in. Throws if `state` belongs to another core, batch
                                  ///< size or device.
   void zero(const Tensor& mask = {});  ///< mask [B] bool; undefined = all rows.
-  void to(at::Device
-              device);  ///< Moves the memory. The core's owner moves its weights: core->to(device).
+  /// Moves the memory. The core's owner moves its weights: core->to(device).
+  void to(at::Device device);
 
   /// One acting step without gradients: x [B, d_model], reset [B] bool (undefined = none) → y [B,
   /// d_model]. Throws c10::Error naming the argument on a wrong shape or dtype, and if x, memory

@@ -24,23 +24,23 @@ class State {
 
   State() = default;
   explicit State(int64_t batch_size);  ///< At least 0.
-  State(int64_t batch_size,
-        std::vector<Part> parts);  ///< Throws if a part's first size is not batch_size.
+  /// Throws if a part's first size is not batch_size.
+  State(int64_t batch_size, std::vector<Part> parts);
 
   int64_t batch_size() const { return batch_size_; }
-  int64_t dim()
-      const;  ///< d_inner of the only "ssm" part. Throws if there is none or more than one.
-  int64_t d_state()
-      const;  ///< d_state of the only "ssm" part. Throws if there is none or more than one.
+  /// d_inner of the only "ssm" part. Throws if there is none or more than one.
+  int64_t dim() const;
+  /// d_state of the only "ssm" part. Throws if there is none or more than one.
+  int64_t d_state() const;
   int64_t num_bytes() const;
 
   const std::vector<Part>& parts() const& { return parts_; }
   std::vector<Part> parts() && { return std::move(parts_); }  ///< A loop over a temporary lives.
   bool contains(const std::string& name) const;
-  const Tensor& at(
-      const std::string& name) const;  ///< Throws and lists the names if there is no such part.
-  void insert(const std::string& name,
-              Tensor part);  ///< Throws on a second part of that name or a wrong batch size.
+  /// Throws and lists the names if there is no such part.
+  const Tensor& at(const std::string& name) const;
+  /// Throws on a second part of that name or a wrong batch size.
+  void insert(const std::string& name, Tensor part);
 
   State layer(int64_t index) const;  ///< The parts under "layers.<index>.", prefix removed.
   void insert_layer(int64_t index, const State& state);  ///< The reverse.

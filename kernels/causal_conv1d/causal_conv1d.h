@@ -12,11 +12,11 @@
 
 namespace retain::kernels {
 
-inline constexpr int64_t kConvRows =
-    8;  ///< batch rows whose weight gradients are summed in one item
+/// batch rows whose weight gradients are summed in one item
+inline constexpr int64_t kConvRows = 8;
 inline constexpr int64_t kConvLanes = 64;  ///< channels of one item
-inline constexpr int64_t kConvChunk =
-    256;  ///< steps summed in the element type before they go to double
+/// steps summed in the element type before they go to double
+inline constexpr int64_t kConvChunk = 256;
 
 struct ConvSizes {
   int64_t T = 0;  ///< time steps
@@ -54,8 +54,8 @@ struct CausalConv1dBwd {
   TimeMajor<const T> dy;           ///< [T, B, D], or absent for zero
   const T* dlast_state = nullptr;  ///< [B, K - 1, D] contiguous, or nullptr for zero
   TimeMajor<T> dx;                 ///< out: [T, B, D]
-  double* dweight_rows =
-      nullptr;                  ///< in, zeros; out: [row_tiles, K + 1, D], the bias's gradient last
+  /// in, zeros; out: [row_tiles, K + 1, D], the bias's gradient last
+  double* dweight_rows = nullptr;
   T* dinitial_state = nullptr;  ///< in, zeros; out: [B, K - 1, D] contiguous, or nullptr
 };
 

@@ -1,8 +1,6 @@
 #pragma once
 // What a processor can do at best, to hold a kernel's time against.
 
-#include <cstdint>
-
 namespace retain::kernels {
 
 /// fp32 operations a second; 0 where unknown.

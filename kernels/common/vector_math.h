@@ -1,8 +1,7 @@
 #pragma once
 // Elementary functions of float and double, and of packs of them, without a branch or a call, so
 // that a plain loop over them becomes vector code under any instruction set; over packs it is
-// several times faster. Include it only in files that are compiled
-// once an instruction set.
+// several times faster. Include it only in files that are compiled once an instruction set.
 //
 // exp and exp2 split x into a whole power of two, put into the exponent bits, and a rest in [-1/2,
 // 1/2] powers of two, whose minimax polynomial is expm1's. Errors, float and double: exp, exp2

@@ -17,10 +17,10 @@
 namespace retain::kernels {
 
 inline constexpr int64_t kScanChunk = 16;  ///< time steps between two kept states
-inline constexpr int64_t kScanRows =
-    8;  ///< batch rows whose weight gradients are summed in one item
-inline constexpr int64_t kScanTiles =
-    4;  ///< tiles in a block, over which dB and dC are summed at once
+/// batch rows whose weight gradients are summed in one item
+inline constexpr int64_t kScanRows = 8;
+/// tiles in a block, over which dB and dC are summed at once
+inline constexpr int64_t kScanTiles = 4;
 template <typename T>
 inline constexpr int64_t kScanLanes = 64 / static_cast<int64_t>(sizeof(T));
 
@@ -66,8 +66,8 @@ struct SelectiveScanFwd {
   const T* initial_state = nullptr;  ///< [B, D, N] contiguous, or nullptr for zero
   TimeMajor<T> y;                    ///< out: [T, B, D]
   T* last_state = nullptr;           ///< out: [B, D, N] contiguous; may not overlap initial_state
-  T* checkpoints =
-      nullptr;  ///< out: [chunks, B, D, N], the state that enters each chunk; or nullptr
+  /// out: [chunks, B, D, N], the state that enters each chunk; or nullptr
+  T* checkpoints = nullptr;
 };
 
 template <typename T>
@@ -81,8 +81,8 @@ struct SelectiveScanBwd {
   TimeMajor<T> dz;                 ///< out: [T, B, D]; absent where z is
   T* dB_blocks = nullptr;  ///< out: [blocks_per_group, T, B, G, N]; dB is their sum, in order
   T* dC_blocks = nullptr;  ///< out: [blocks_per_group, T, B, G, N]
-  double* dA_rows =
-      nullptr;  ///< in, zeros; out: [row_tiles, tiles, N, lanes], for selective_scan_unpack
+  /// in, zeros; out: [row_tiles, tiles, N, lanes], for selective_scan_unpack
+  double* dA_rows = nullptr;
   double* dD_rows = nullptr;           ///< in, zeros; out: [row_tiles, tiles, lanes]
   double* ddelta_bias_rows = nullptr;  ///< in, zeros; out: [row_tiles, tiles, lanes]
   T* dinitial_state = nullptr;         ///< out: [B, D, N] contiguous, or nullptr

@@ -8,8 +8,8 @@
 namespace retain {
 
 struct CoreOutput {
-  Tensor y;  ///< [T, B, d_model]
-  State state;
+  Tensor y;     ///< [T, B, d_model]
+  State state;  ///< After the last step.
 };
 
 /// A recurrent core: weights are the module, memory is a value that goes in and comes out.
@@ -18,7 +18,7 @@ class Core : public torch::nn::Module {
   virtual int64_t d_model() const = 0;
 
   /// Zero memory for `batch` rows, on the device of the parameters; fp32 (fp64 where the parameters
-  /// are).
+  /// are). Throws c10::Error if `batch` is negative.
   virtual State initial_state(int64_t batch) const = 0;
 
   /// x [T, B, d_model]; reset [T, B] bool (undefined = none) clears the memory before step t reads

@@ -6,8 +6,8 @@ namespace retain {
 
 struct GRUOptions {
   int64_t d_model = 64;  ///< Width of input and output.
-  int64_t chrono_horizon =
-      0;  ///< Longest memory wanted of chrono initialisation; 0 = LibTorch's initialisation.
+  /// Longest memory wanted of chrono initialisation, in steps; 0 = LibTorch's initialisation.
+  int64_t chrono_horizon = 0;
 };
 
 /// One GRU layer with torch.nn.GRU's equations, gate order and weights: weight_ih, weight_hh [3H,
@@ -16,6 +16,8 @@ struct GRUOptions {
 /// chrono_horizon − 1): a unit forgets over 2 … chrono_horizon steps. State: "hidden" [B, d_model].
 class GRU : public Core {
  public:
+  /// Throws c10::Error naming the option unless d_model is at least 1 and chrono_horizon at least 2
+  /// or 0.
   explicit GRU(const GRUOptions& options);
 
   int64_t d_model() const override { return options_.d_model; }

@@ -14,6 +14,7 @@ struct MLPOptions {
 /// size.
 class MLP : public Core {
  public:
+  /// Throws c10::Error naming the option that is below 1.
   explicit MLP(const MLPOptions& options);
 
   int64_t d_model() const override { return options_.d_model; }

@@ -9,10 +9,10 @@
 namespace retain {
 
 struct StackOptions {
-  double norm_eps = 1e-5;
+  double norm_eps = 1e-5;  ///< Added to the mean square under each norm's root.
   bool norm_input = true;  ///< Off: the first layer reads its input as it is, scale included.
-  bool recompute =
-      false;  ///< Each layer's core runs again in the backward: less memory, more time.
+  /// Each layer's core runs again in the backward: less memory, more time.
+  bool recompute = false;
 };
 
 /// n_layers × (norm → core → residual), then a final norm: the backbone of the public Mamba models,
@@ -40,8 +40,8 @@ class Stack : public Core {
 
   StackOptions options_;
   std::vector<std::shared_ptr<Core>> cores_;
-  std::vector<Tensor>
-      norm_weights_;  // one a layer (the first may be undefined), then the final one
+  /// One a layer (the first may be undefined), then the final one.
+  std::vector<Tensor> norm_weights_;
 };
 
 }  // namespace retain

@@ -7,10 +7,9 @@
 namespace retain {
 
 /// Replaces the file `path` by `pieces`, one after the other, whole or not at all: they are written
-/// to
-/// "<path>.tmp", synced, and renamed. Two writers of one path take turns.
-/// Throws std::runtime_error naming the path and the reason; `path` is then as it was, and no
-/// temporary is left.
+/// to "<path>.tmp", synced, and renamed. Two writers of one path take turns. Throws
+/// std::runtime_error naming the path and the reason; `path` is then as it was, and no temporary is
+/// left.
 void write_file(const std::string& path, std::initializer_list<std::string_view> pieces);
 
 /// Adds `text` at the end of `path`, which is made if need be, with one write. Throws as

@@ -34,8 +34,8 @@ class CheckpointWriter {
   void write(const std::string& name, const char* text) { write(name, std::string(text)); }
   void write(const std::string& name, int64_t value);  ///< A tensor [] of int64.
   void write(const std::string& name, double value);   ///< A tensor [] of float64.
-  void write(const std::string& name,
-             const std::vector<uint8_t>& bytes);  ///< A tensor [n] of uint8.
+  /// A tensor [n] of uint8.
+  void write(const std::string& name, const std::vector<uint8_t>& bytes);
   void commit();  ///< Throws, and leaves `path` as it was, if the disk is full or the folder cannot
                   ///< be written.
 
@@ -49,8 +49,8 @@ class CheckpointWriter {
 /// or of another kind.
 class CheckpointReader {
  public:
-  explicit CheckpointReader(const std::string& path,
-                            const std::string& kind = "checkpoint");  ///< kind "" = any.
+  /// kind "" = any.
+  explicit CheckpointReader(const std::string& path, const std::string& kind = "checkpoint");
   ~CheckpointReader();
   CheckpointReader(const CheckpointReader&) = delete;
   CheckpointReader& operator=(const CheckpointReader&) = delete;
@@ -60,8 +60,8 @@ class CheckpointReader {
   /// Full names of every entry under `group`, groups and entries in the order written; none if
   /// there is no such group.
   std::vector<std::string> names(const std::string& group = "") const;
-  Tensor tensor(const std::string& name)
-      const;  ///< On the CPU. Each reader throws if there is no such entry.
+  /// On the CPU. Each reader throws if there is no such entry.
+  Tensor tensor(const std::string& name) const;
   std::string text(const std::string& name) const;
   int64_t integer(const std::string& name) const;
   double number(const std::string& name) const;

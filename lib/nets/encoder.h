@@ -10,7 +10,9 @@ using at::Tensor;
 /// `activate`.
 class Encoder : public torch::nn::Module {
  public:
+  /// Throws c10::Error naming the size that is below 1.
   Encoder(int64_t observation_size, int64_t d_model, bool activate = false);
+  /// Any leading shape works. Throws c10::Error if the last size is not observation_size.
   Tensor forward(const Tensor& observation);
 
  private:

@@ -35,8 +35,9 @@ std::tuple<Tensor, Tensor> selective_scan(
     const std::optional<Tensor>& initial_state = {}, const std::optional<Tensor>& reset = {},
     bool exact = false);
 
-/// One step: u, delta, z [B, D]; B, C [B, G, N]; state [B, D, N]; reset [B] bool. The same bits as
-/// selective_scan with T = 1. Returns y [B, D] and the new state [B, D, N].
+/// One step: u, delta, z [B, D]; B, C [B, G, N]; state [B, D, N]; reset [B] bool; the rest as
+/// selective_scan's. The same bits as selective_scan with T = 1. Returns y [B, D] and the new state
+/// [B, D, N]. Throws c10::Error naming the argument.
 std::tuple<Tensor, Tensor> selective_scan_update(
     const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
     const Tensor& state, const std::optional<Tensor>& D = {}, const std::optional<Tensor>& z = {},
@@ -56,7 +57,9 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan_states(
 
 /// What a segment leaves of the state that enters it, prod_t exp(delta'_t A), or 0 where it holds a
 /// reset: [B, D, N] of A's dtype, at least fp32. Segments that were scanned apart, each from zero,
-/// join by last_state ← decay · last_state of the segment before + last_state. Differentiable.
+/// join by last_state ← decay · last_state of the segment before + last_state. Shapes: delta [T, B,
+/// D]; A [D, N]; delta_bias [D]; reset [T, B] bool. Differentiable. Throws c10::Error naming the
+/// argument.
 Tensor selective_scan_decay(const Tensor& delta, const Tensor& A,
                             const std::optional<Tensor>& delta_bias = {},
                             bool delta_softplus = false, const std::optional<Tensor>& reset = {});
@@ -69,7 +72,8 @@ std::tuple<Tensor, Tensor> selective_scan_reference(
     const std::optional<Tensor>& initial_state = {}, const std::optional<Tensor>& reset = {});
 
 /// The scan in one plain call: out [T, B, D] and, if return_last_state, last_state [B, D, N] (else
-/// undefined). x0 [B, D, N] is the initial state; gradients flow into x0 and out of last_state.
+/// undefined). x0 [B, D, N] is the initial state, the rest as selective_scan's; gradients flow into
+/// x0 and out of last_state.
 std::tuple<Tensor, Tensor> selective_scan_fwd_with_state(
     const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
     const std::optional<Tensor>& D, const std::optional<Tensor>& x0, bool delta_softplus,
