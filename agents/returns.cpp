@@ -1,6 +1,7 @@
 #include <retain/agents/returns.h>
 
 #include <ATen/ATen.h>
+#include <retain/lib/dtype_name.h>
 
 namespace retain {
 namespace {
@@ -18,7 +19,8 @@ Advantages gae(const Tensor& reward, const Tensor& discount, const Tensor& value
   check_shape("discount", discount, value.sizes());
   check_shape("mask", mask, value.sizes());
   check_shape("bootstrap_value", bootstrap_value, {value.size(1)});
-  TORCH_CHECK(mask.scalar_type() == at::kBool, "gae: mask must be bool, got ", mask.scalar_type());
+  TORCH_CHECK(mask.scalar_type() == at::kBool, "gae: mask must be bool, got ",
+              dtype_name(mask.scalar_type()));
 
   at::NoGradGuard no_grad;
   const auto rows = value.size(0);

@@ -22,10 +22,16 @@ Tensor playable(const Tensor& action, const ActionSpec& spec) {
 
 Tensor move(const Tensor& x, at::Device device) { return x.defined() ? x.to(device) : x; }
 
+/// What `change` makes of each part that is there.
+template <typename Change>
+TimeSteps each_part(const TimeSteps& steps, const Change& change) {
+  const auto part = [&](const Tensor& x) { return x.defined() ? change(x) : x; };
+  return {part(steps.observation), part(steps.reward), part(steps.discount), part(steps.step_type),
+          part(steps.legal_actions)};
+}
+
 TimeSteps with_time(const TimeSteps& steps) {
-  const auto add = [](const Tensor& x) { return x.defined() ? x.unsqueeze(0) : x; };
-  return {add(steps.observation), add(steps.reward), add(steps.discount), add(steps.step_type),
-          add(steps.legal_actions)};
+  return each_part(steps, [](const Tensor& x) { return x.unsqueeze(0); });
 }
 
 TimeSteps join_in_time(const std::vector<TimeSteps>& parts) {
@@ -39,16 +45,12 @@ TimeSteps join_in_time(const std::vector<TimeSteps>& parts) {
 }
 
 TimeSteps slice(const TimeSteps& steps, int64_t begin, int64_t end) {
-  const auto cut = [&](const Tensor& x) { return x.defined() ? x.slice(0, begin, end) : x; };
-  return {cut(steps.observation), cut(steps.reward), cut(steps.discount), cut(steps.step_type),
-          cut(steps.legal_actions)};
+  return each_part(steps, [&](const Tensor& x) { return x.slice(0, begin, end); });
 }
 
 /// Environments [first, first + count).
 TimeSteps columns(const TimeSteps& steps, int64_t first, int64_t count) {
-  const auto cut = [&](const Tensor& x) { return x.defined() ? x.narrow(1, first, count) : x; };
-  return {cut(steps.observation), cut(steps.reward), cut(steps.discount), cut(steps.step_type),
-          cut(steps.legal_actions)};
+  return each_part(steps, [&](const Tensor& x) { return x.narrow(1, first, count); });
 }
 
 /// For each row of last [T, B], how many LAST rows lie before it.

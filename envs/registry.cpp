@@ -7,10 +7,8 @@
 #include <retain/envs/t_maze.h>
 #include <retain/envs/vectorize.h>
 
-#include <algorithm>
 #include <charconv>
 #include <functional>
-#include <numeric>
 #include <stdexcept>
 
 namespace retain {
@@ -21,33 +19,9 @@ struct Entry {
   std::function<std::unique_ptr<VectorEnv>(const WorldOptions&, int64_t, uint64_t, int64_t)> make;
 };
 
-size_t edit_distance(const std::string& a, const std::string& b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 0; i < a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i + 1;
-    for (size_t j = 0; j < b.size(); ++j) {
-      const size_t above = row[j + 1];
-      row[j + 1] = std::min({above + 1, row[j] + 1, diagonal + (a[i] != b[j])});
-      diagonal = above;
-    }
-  }
-  return row.back();
-}
-
 [[noreturn]] void unknown(const std::string& what, const std::string& name,
                           const std::vector<std::string>& valid) {
-  std::string message = what + " \"" + name + "\"";
-  const auto nearest = std::min_element(valid.begin(), valid.end(), [&](auto& a, auto& b) {
-    return edit_distance(name, a) < edit_distance(name, b);
-  });
-  if (nearest != valid.end() && edit_distance(name, *nearest) <= 1 + nearest->size() / 3) {
-    message += "; did you mean \"" + *nearest + "\"?";
-  } else {
-    message += ";";
-  }
-  message += " valid:";
+  std::string message = what + " \"" + name + "\"; valid:";
   for (const std::string& other : valid) message += (&other == &valid[0] ? " " : ", ") + other;
   throw std::invalid_argument(message);
 }

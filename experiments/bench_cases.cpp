@@ -6,7 +6,7 @@
 #include <retain/lib/ops/rms_norm.h>
 #include <retain/lib/ops/selective_scan.h>
 
-#include <map>
+#include <algorithm>
 
 namespace retain {
 namespace {
@@ -194,21 +194,28 @@ OpCase state_case(const Maker& m) {
   return made;
 }
 
-const std::map<std::string, OpCase (*)(const Maker&)>& makers() {
-  static const std::map<std::string, OpCase (*)(const Maker&)> all = {
-      {"scan", scan_case}, {"conv", conv_case},   {"norm", norm_case},  {"update", update_case},
-      {"step", step_case}, {"state", state_case}, {"block", block_case}};
-  return all;
-}
+struct Case {
+  const char* op;
+  OpCase (*make)(const Maker&);
+};
+
+constexpr Case kCases[] = {{"scan", scan_case},     {"conv", conv_case}, {"norm", norm_case},
+                           {"update", update_case}, {"step", step_case}, {"state", state_case},
+                           {"block", block_case}};
 
 }  // namespace
 
 std::vector<std::string> bench_op_names() {
-  return {"scan", "conv", "norm", "update", "step", "state", "block"};
+  std::vector<std::string> names;
+  for (const Case& each : kCases) names.emplace_back(each.op);
+  return names;
 }
 
 OpCase make_case(const std::string& op, const OpShape& shape, at::Device device) {
-  OpCase made = makers().at(op)({.shape = shape, .device = device});
+  const auto found = std::find_if(std::begin(kCases), std::end(kCases),
+                                  [&](const Case& each) { return each.op == op; });
+  TORCH_CHECK(found != std::end(kCases), "make_case: unknown op \"", op, "\"");
+  OpCase made = found->make({.shape = shape, .device = device});
   for (auto& input : made.inputs) input.requires_grad_();
   return made;
 }

@@ -3,7 +3,6 @@
 #include <retain/experiments/text.h>
 #include <retain/lib/io/checkpoint.h>
 
-#include <algorithm>
 #include <cstring>
 #include <iostream>
 

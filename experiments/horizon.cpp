@@ -5,7 +5,6 @@
 #include <retain/lib/io/atomic_file.h>
 #include <retain/lib/io/run_log.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <iostream>
 #include <set>

@@ -48,12 +48,10 @@ std::string help() {
 
 const Command& find_command(const std::string& name) {
   std::vector<std::string> names;
-  for (const Command& command : commands()) {
-    if (command.name == name) return command;
-    names.push_back(command.name);
-  }
+  for (const Command& command : commands()) names.push_back(command.name);
   check_name("command", name, names);
-  return commands().front();
+  return *std::find_if(commands().begin(), commands().end(),
+                       [&](const Command& command) { return command.name == name; });
 }
 
 int run_command(const Arguments& arguments) {

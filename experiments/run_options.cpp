@@ -78,13 +78,12 @@ double resolve(const std::string& name, const std::string& text, std::optional<i
 }
 
 WorldInfo world_info(const std::string& name) {
+  const auto all = worlds();
   std::vector<std::string> valid;
-  for (const WorldInfo& info : worlds()) {
-    if (info.name == name) return info;
-    valid.push_back(info.name);
-  }
+  for (const WorldInfo& info : all) valid.push_back(info.name);
   check_name("world", name, valid);
-  return {};
+  return *std::find_if(all.begin(), all.end(),
+                       [&](const WorldInfo& info) { return info.name == name; });
 }
 
 bool names_horizon(const WorldInfo& info) {

@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <retain/lib/dtype_name.h>
 #include <retain/lib/memory.h>
 
 namespace retain {
@@ -48,7 +49,7 @@ Tensor Memory::step(const Tensor& x, const Tensor& reset) {
   TORCH_CHECK(!reset.defined() || (reset.dim() == 1 && reset.size(0) == batch_size() &&
                                    reset.scalar_type() == at::kBool),
               "Memory::step: reset must be [B] = [", batch_size(), "] bool, got ", reset.sizes(),
-              " ", c10::getDtypeNames(reset.scalar_type()).first);
+              " ", dtype_name(reset.scalar_type()));
   for (const auto& part : state_.parts()) {
     TORCH_CHECK(part.second.device() == x.device(), "Memory::step: x is on ", x.device(),
                 " and the memory on ", part.second.device(),

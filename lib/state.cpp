@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <retain/lib/dtype_name.h>
 #include <retain/lib/io/checkpoint.h>
 #include <retain/lib/ops/state_parts.h>
 #include <retain/lib/state.h>
@@ -9,8 +10,6 @@ namespace retain {
 namespace {
 
 constexpr std::string_view kLayers = "layers.";
-
-std::string dtype_name(at::ScalarType dtype) { return c10::getDtypeNames(dtype).first; }
 
 std::string names_of(const std::vector<State::Part>& parts) {
   std::string result;
@@ -184,18 +183,16 @@ void State::set_rows(const Tensor& index, const State& rows) {
 }
 
 void State::zero(const Tensor& mask) {
-  if (mask.defined()) {
-    TORCH_CHECK(mask.scalar_type() == at::kBool, "State::zero: mask must be bool, got ",
-                dtype_name(mask.scalar_type()));
-    TORCH_CHECK(mask.dim() == 1 && mask.size(0) == batch_size_, "State::zero: mask must be [B] = [",
-                batch_size_, "], got ", mask.sizes());
+  if (!mask.defined()) {
+    for (auto& [name, part] : parts_) part.zero_();
+    return;
   }
+  TORCH_CHECK(mask.scalar_type() == at::kBool, "State::zero: mask must be bool, got ",
+              dtype_name(mask.scalar_type()));
+  TORCH_CHECK(mask.dim() == 1 && mask.size(0) == batch_size_, "State::zero: mask must be [B] = [",
+              batch_size_, "], got ", mask.sizes());
   std::vector<Tensor> values;
   for (auto& [name, part] : parts_) {
-    if (!mask.defined()) {
-      part.zero_();
-      continue;
-    }
     TORCH_CHECK(mask.device() == part.device(), "State::zero: mask must be on ", part.device(),
                 ", got ", mask.device());
     values.push_back(part);

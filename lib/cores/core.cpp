@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 #include <retain/lib/cores/core.h>
+#include <retain/lib/dtype_name.h>
 #include <retain/lib/ops/casts.h>
 #include <retain/lib/ops/checks.h>
 
@@ -11,7 +12,8 @@ namespace {
 void check_matches(const std::string& where, const Tensor& x, const Tensor& parameter) {
   const bool autocast = x.is_floating_point() && autocast_is_on(x.device().type());
   TORCH_CHECK(autocast || x.scalar_type() == parameter.scalar_type(), where, ": x must be ",
-              parameter.scalar_type(), " as the parameters are, got ", x.scalar_type());
+              dtype_name(parameter.scalar_type()), " as the parameters are, got ",
+              dtype_name(x.scalar_type()));
   TORCH_CHECK(x.device() == parameter.device(), where, ": x must be on ", parameter.device(),
               " as the parameters are, got ", x.device());
 }

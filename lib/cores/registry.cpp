@@ -7,8 +7,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <numeric>
 
 namespace retain {
 namespace {
@@ -50,31 +48,6 @@ struct Entry {
 constexpr Entry kCores[] = {
     {"mamba", make_mamba}, {"gru", make_gru}, {"gru_chrono", make_gru_chrono}, {"mlp", make_mlp}};
 
-// Levenshtein's distance.
-int64_t edit_distance(const std::string& a, const std::string& b) {
-  std::vector<int64_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), 0);
-  for (size_t i = 0; i < a.size(); ++i) {
-    int64_t diagonal = row[0]++;
-    for (size_t j = 0; j < b.size(); ++j) {
-      const int64_t replace = diagonal + (a[i] != b[j]);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({replace, diagonal + 1, row[j] + 1});
-    }
-  }
-  return row.back();
-}
-
-[[noreturn]] void throw_unknown(const std::string& name) {
-  const auto names = core_names();
-  const auto nearest =
-      std::min_element(names.begin(), names.end(), [&](const auto& a, const auto& b) {
-        return edit_distance(name, a) < edit_distance(name, b);
-      });
-  TORCH_CHECK(false, "make_core: unknown core \"", name, "\"; did you mean \"", *nearest,
-              "\"? Valid names: ", c10::Join(", ", names));
-}
-
 }  // namespace
 
 std::vector<std::string> core_names() {
@@ -86,7 +59,8 @@ std::vector<std::string> core_names() {
 std::shared_ptr<Core> make_core(const CoreOptions& options) {
   const auto entry = std::find_if(std::begin(kCores), std::end(kCores),
                                   [&](const Entry& e) { return e.name == options.name; });
-  if (entry == std::end(kCores)) throw_unknown(options.name);
+  TORCH_CHECK(entry != std::end(kCores), "make_core: unknown core \"", options.name,
+              "\"; valid: ", c10::Join(", ", core_names()));
   TORCH_CHECK(options.n_layers >= 1, "make_core: n_layers must be at least 1, got ",
               options.n_layers);
   std::vector<std::shared_ptr<Core>> layers;

@@ -1,5 +1,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/scalar_tensor.h>
+#include <retain/lib/dtype_name.h>
 #include <retain/lib/io/checkpoint.h>
 #include <retain/lib/io/hdf5_image.h>
 #include <retain/lib/io/sealed_file.h>
@@ -19,8 +20,6 @@ constexpr std::array kDtypes{at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, 
                              at::kInt,    at::kShort, at::kChar, at::kByte,     at::kBool};
 
 std::string in_quotes(const std::string& text) { return "\"" + text + "\""; }
-
-std::string dtype_name(at::ScalarType dtype) { return c10::getDtypeNames(dtype).first; }
 
 /// Runs `body`; what it throws is thrown again with `context` before it.
 template <typename Body>

@@ -1,4 +1,5 @@
 #include <ATen/core/Tensor.h>
+#include <retain/lib/dtype_name.h>
 #include <retain/lib/io/checkpoint.h>
 #include <retain/lib/io/sealed_file.h>
 
@@ -47,7 +48,7 @@ Line entry_line(const CheckpointReader& file, const std::string& name, const std
   }
   const auto tensor = file.tensor(name);
   return {label,
-          c10::getDtypeNames(tensor.scalar_type()).first,
+          dtype_name(tensor.scalar_type()),
           tensor.dim() == 0 ? value_of(tensor) : shape_of(tensor),
           human_size(static_cast<double>(tensor.nbytes())),
           {}};

@@ -1,3 +1,4 @@
+#include <retain/lib/dtype_name.h>
 #include <retain/lib/io/hdf5_image.h>
 
 #include <atomic>
@@ -126,7 +127,7 @@ Handle open_group(hid_t parent, const std::string& name) {
 Handle datatype(c10::ScalarType dtype) {
   if (dtype == c10::kHalf) return half_type();
   const hid_t type = predefined(dtype);
-  if (type < 0) throw std::runtime_error("HDF5 has no type for " + c10::getDtypeNames(dtype).first);
+  if (type < 0) throw std::runtime_error("HDF5 has no type for " + dtype_name(dtype));
   return {H5Tcopy(type), H5Tclose, "H5Tcopy"};
 }
 

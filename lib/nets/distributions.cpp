@@ -1,5 +1,7 @@
 #include <ATen/ATen.h>
+#include <retain/lib/dtype_name.h>
 #include <retain/lib/nets/distributions.h>
+#include <retain/lib/ops/casts.h>
 
 #include <cmath>
 #include <limits>
@@ -10,10 +12,6 @@ namespace retain {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-Tensor at_least_fp32(const Tensor& t) {
-  return t.scalar_type() == at::kDouble ? t : t.to(at::kFloat);
-}
 
 std::vector<int64_t> with_last(at::IntArrayRef leading, int64_t last) {
   auto sizes = leading.vec();
@@ -27,8 +25,8 @@ void check_sizes(const char* name, const Tensor& t, at::IntArrayRef sizes) {
 
 void check_discrete(const Tensor& action, at::IntArrayRef sizes) {
   check_sizes("action", action, sizes);
-  TORCH_CHECK(action.scalar_type() == at::kLong, "Distribution: action must be Long, got ",
-              action.scalar_type());
+  TORCH_CHECK(action.scalar_type() == at::kLong, "Distribution: action must be int64, got ",
+              dtype_name(action.scalar_type()));
 }
 
 class Categorical : public Distribution {
@@ -74,8 +72,8 @@ class Categorical : public Distribution {
   void check_legal(const Tensor& logits) const {
     TORCH_CHECK(legal_.sizes() == logits.sizes(), "make_categorical: legal must be ",
                 logits.sizes(), " as logits are, got ", legal_.sizes());
-    TORCH_CHECK(legal_.scalar_type() == at::kBool, "make_categorical: legal must be Bool, got ",
-                legal_.scalar_type());
+    TORCH_CHECK(legal_.scalar_type() == at::kBool, "make_categorical: legal must be bool, got ",
+                dtype_name(legal_.scalar_type()));
     // On other devices the answer would stall the stream.
     TORCH_CHECK(!legal_.is_cpu() || legal_.any(-1).all().item<bool>(),
                 "make_categorical: legal must allow at least one action everywhere");

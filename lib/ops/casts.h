@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/empty_like.h>
+#include <retain/lib/ops/checks.h>
 
 #include <array>
 #include <vector>
@@ -22,6 +23,9 @@ inline Tensor autocasted(const Tensor& t) {
   if (!autocast_is_on(device)) return t;
   return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), t, device);
 }
+
+/// In fp32, or in fp64 as it is; undefined stays so.
+inline Tensor at_least_fp32(const Tensor& t) { return t.defined() ? t.to(state_dtype(t)) : t; }
 
 /// Each tensor in its type; undefined ones stay so. All that change their type do so by one launch.
 template <size_t kCount>

@@ -1,10 +1,10 @@
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <retain/kernels/causal_conv1d/causal_conv1d.h>
 #include <retain/lib/ops/causal_conv1d.h>
 #include <retain/lib/ops/causal_conv1d_tensors.h>
 #include <retain/lib/ops/checks.h>
+#include <retain/lib/ops/find_op.h>
 #include <retain/lib/ops/gradients.h>
 #include <retain/lib/ops/kernel_arguments.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -14,7 +14,6 @@
 namespace retain {
 namespace {
 
-using Optional = std::optional<Tensor>;
 using Pair = std::tuple<Tensor, Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using Weights = std::tuple<Tensor, Tensor, Tensor>;  ///< gradients of all but x
@@ -27,8 +26,8 @@ struct Arguments {
   Tensor x, weight, bias, initial_state, reset;
   bool silu;
 
-  Arguments(const Tensor& x_, const Tensor& weight_, const Optional& bias_, bool silu_,
-            const Optional& initial_state_, const Optional& reset_)
+  Arguments(const Tensor& x_, const Tensor& weight_, const OptionalTensor& bias_, bool silu_,
+            const OptionalTensor& initial_state_, const OptionalTensor& reset_)
       : dtype(state_dtype(x_)),
         x(with_dense_rows(x_, dtype)),
         weight(dense(weight_.t(), dtype)),
@@ -57,14 +56,14 @@ Pair empty_outputs(const Tensor& x, const Tensor& weight) {
                            x.options().dtype(state_dtype(x)))};
 }
 
-Pair causal_conv1d_meta(const Tensor& x, const Tensor& weight, const Optional& bias, bool,
-                        const Optional& initial_state, const Optional& reset) {
+Pair causal_conv1d_meta(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool,
+                        const OptionalTensor& initial_state, const OptionalTensor& reset) {
   check_causal_conv1d(x, weight, bias, initial_state, reset);
   return empty_outputs(x, weight);
 }
 
-Pair causal_conv1d_cpu(const Tensor& x, const Tensor& weight, const Optional& bias, bool silu,
-                       const Optional& initial_state, const Optional& reset) {
+Pair causal_conv1d_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool silu,
+                       const OptionalTensor& initial_state, const OptionalTensor& reset) {
   check_causal_conv1d(x, weight, bias, initial_state, reset);
   const Arguments args(x, weight, bias, silu, initial_state, reset);
   const auto y = at::empty(x.sizes(), x.options().dtype(args.dtype));
@@ -81,19 +80,20 @@ Pair causal_conv1d_cpu(const Tensor& x, const Tensor& weight, const Optional& bi
   return {y.to(x.scalar_type()), last_state};
 }
 
-Weights causal_conv1d_bwd_into_meta(const Optional&, const Optional&, const Tensor& x,
-                                    const Tensor& weight, const Optional& bias, bool,
-                                    const Optional&, const Optional&, const Optional&,
-                                    const Optional&, const Tensor&) {
+Weights causal_conv1d_bwd_into_meta(const OptionalTensor&, const OptionalTensor&, const Tensor& x,
+                                    const Tensor& weight, const OptionalTensor& bias, bool,
+                                    const OptionalTensor&, const OptionalTensor&,
+                                    const OptionalTensor&, const OptionalTensor&, const Tensor&) {
   return {at::empty_symint(weight.sym_sizes(), weight.options()),
           at::empty_symint({x.sym_size(2)}, weight.options().dtype(dbias_dtype(weight, bias))),
           std::get<1>(empty_outputs(x, weight))};
 }
 
-Weights causal_conv1d_bwd_into_cpu(const Optional& dy_in, const Optional& dlast_state_in,
-                                   const Tensor& x, const Tensor& weight, const Optional& bias,
-                                   bool silu, const Optional& initial_state, const Optional& reset,
-                                   const Optional& rows, const Optional& columns,
+Weights causal_conv1d_bwd_into_cpu(const OptionalTensor& dy_in,
+                                   const OptionalTensor& dlast_state_in, const Tensor& x,
+                                   const Tensor& weight, const OptionalTensor& bias, bool silu,
+                                   const OptionalTensor& initial_state, const OptionalTensor& reset,
+                                   const OptionalTensor& rows, const OptionalTensor& columns,
                                    const Tensor& dx_out) {
   check_causal_conv1d_bwd(dy_in, dlast_state_in, x, weight, bias, initial_state, reset, rows,
                           columns, dx_out);
@@ -130,29 +130,26 @@ Weights causal_conv1d_bwd_into_cpu(const Optional& dy_in, const Optional& dlast_
 }
 
 /// With dx of its own.
-Gradients causal_conv1d_bwd(const Optional& dy, const Optional& dlast_state, const Tensor& x,
-                            const Tensor& weight, const Optional& bias, bool silu,
-                            const Optional& initial_state, const Optional& reset) {
+Gradients causal_conv1d_bwd(const OptionalTensor& dy, const OptionalTensor& dlast_state,
+                            const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                            bool silu, const OptionalTensor& initial_state,
+                            const OptionalTensor& reset) {
   const auto dx = at::empty_symint(x.sym_sizes(), x.options());
   auto [dweight, dbias, dinitial_state] = causal_conv1d_bwd_into(
       dy, dlast_state, x, weight, bias, silu, initial_state, reset, {}, {}, dx);
   return {dx, dweight, dbias, dinitial_state};
 }
 
-Pair call(const Tensor& x, const Tensor& weight, const Optional& bias, bool silu,
-          const Optional& initial_state, const Optional& reset) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("retain::causal_conv1d", "")
-                             .typed<decltype(causal_conv1d_cpu)>();
+Pair call(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool silu,
+          const OptionalTensor& initial_state, const OptionalTensor& reset) {
+  static const auto op = find_op<decltype(causal_conv1d_cpu)>("retain::causal_conv1d");
   return op.call(x, weight, if_present(bias), silu, if_present(initial_state), if_present(reset));
 }
 
 Gradients call_bwd(const Tensor& dy, const Tensor& dlast_state, const Tensor& x,
                    const Tensor& weight, const Tensor& bias, bool silu, const Tensor& initial_state,
                    const Tensor& reset) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("retain::causal_conv1d_bwd", "")
-                             .typed<decltype(causal_conv1d_bwd)>();
+  static const auto op = find_op<decltype(causal_conv1d_bwd)>("retain::causal_conv1d_bwd");
   return op.call(if_present(dy), if_present(dlast_state), x, weight, if_present(bias), silu,
                  if_present(initial_state), if_present(reset));
 }
@@ -161,9 +158,9 @@ class CausalConv1dFunction : public torch::autograd::Function<CausalConv1dFuncti
  public:
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
                                                 const Tensor& x, const Tensor& weight,
-                                                const Optional& bias, bool silu,
-                                                const Optional& initial_state,
-                                                const Optional& reset) {
+                                                const OptionalTensor& bias, bool silu,
+                                                const OptionalTensor& initial_state,
+                                                const OptionalTensor& reset) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const auto [y, last_state] = call(x, weight, bias, silu, initial_state, reset);
     context->save_for_backward({x, weight, value_or_undefined(bias),
@@ -184,15 +181,16 @@ class CausalConv1dFunction : public torch::autograd::Function<CausalConv1dFuncti
                  context->saved_data["silu"].toBool(), initial_state, saved[4]);
     return {dx,
             dweight,
-            bias.defined() ? dbias.to(bias.scalar_type()) : Tensor(),
+            bias.defined() ? dbias : Tensor(),
             Tensor(),
             initial_state.defined() ? dinitial_state.to(initial_state.scalar_type()) : Tensor(),
             Tensor()};
   }
 };
 
-Pair causal_conv1d_autograd(const Tensor& x, const Tensor& weight, const Optional& bias, bool silu,
-                            const Optional& initial_state, const Optional& reset) {
+Pair causal_conv1d_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                            bool silu, const OptionalTensor& initial_state,
+                            const OptionalTensor& reset) {
   if (!needs_gradient({x, weight, value_or_undefined(bias), value_or_undefined(initial_state)})) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     return call(x, weight, bias, silu, initial_state, reset);
@@ -206,8 +204,9 @@ Pair causal_conv1d_autograd(const Tensor& x, const Tensor& weight, const Optiona
 
 /// Autocast: activations in the narrow type; weights and state stay as they are.
 template <at::DeviceType kDevice>
-Pair causal_conv1d_autocast(const Tensor& x, const Tensor& weight, const Optional& bias, bool silu,
-                            const Optional& initial_state, const Optional& reset) {
+Pair causal_conv1d_autocast(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                            bool silu, const OptionalTensor& initial_state,
+                            const OptionalTensor& reset) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
   const auto dtype = at::autocast::get_autocast_dtype(kDevice);
@@ -217,19 +216,20 @@ Pair causal_conv1d_autocast(const Tensor& x, const Tensor& weight, const Optiona
 
 }  // namespace
 
-Weights causal_conv1d_bwd_into(const Optional& dy, const Optional& dlast_state, const Tensor& x,
-                               const Tensor& weight, const Optional& bias, bool silu,
-                               const Optional& initial_state, const Optional& reset,
-                               const Optional& rows, const Optional& columns, const Tensor& dx) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("retain::causal_conv1d_bwd_into", "")
-                             .typed<decltype(causal_conv1d_bwd_into)>();
+Weights causal_conv1d_bwd_into(const OptionalTensor& dy, const OptionalTensor& dlast_state,
+                               const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                               bool silu, const OptionalTensor& initial_state,
+                               const OptionalTensor& reset, const OptionalTensor& rows,
+                               const OptionalTensor& columns, const Tensor& dx) {
+  static const auto op =
+      find_op<decltype(causal_conv1d_bwd_into)>("retain::causal_conv1d_bwd_into");
   return op.call(dy, dlast_state, x, weight, bias, silu, initial_state, reset, rows, columns, dx);
 }
 
 bool adds_product_on_the_way(const Tensor& x) { return x.is_cuda() && x.element_size() == 2; }
 
-Tensor with_product(const Optional& dy, const Optional& rows, const Optional& columns) {
+Tensor with_product(const OptionalTensor& dy, const OptionalTensor& rows,
+                    const OptionalTensor& columns) {
   if (!present(rows)) return value_or_undefined(dy);
   const auto flat = rows->flatten(0, 1);
   const auto sum =
@@ -237,8 +237,8 @@ Tensor with_product(const Optional& dy, const Optional& rows, const Optional& co
   return sum.view({rows->size(0), rows->size(1), columns->size(1)});
 }
 
-void check_causal_conv1d(const Tensor& x, const Tensor& weight, const Optional& bias,
-                         const Optional& initial_state, const Optional& reset) {
+void check_causal_conv1d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                         const OptionalTensor& initial_state, const OptionalTensor& reset) {
   check_rank(kOp, "x", x, "[T, B, d_inner]");
   check_floating(kOp, "x", x);
   check_rank(kOp, "weight", weight, "[d_inner, d_conv]");
@@ -257,17 +257,18 @@ void check_causal_conv1d(const Tensor& x, const Tensor& weight, const Optional& 
   if (present(reset)) check_reset(kOp, *reset, "[T, B]", {T, B}, "x", x);
 }
 
-void check_causal_conv1d_bwd(const Optional& dy, const Optional& dlast_state, const Tensor& x,
-                             const Tensor& weight, const Optional& bias,
-                             const Optional& initial_state, const Optional& reset,
-                             const Optional& rows, const Optional& columns, const Tensor& dx) {
+void check_causal_conv1d_bwd(const OptionalTensor& dy, const OptionalTensor& dlast_state,
+                             const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                             const OptionalTensor& initial_state, const OptionalTensor& reset,
+                             const OptionalTensor& rows, const OptionalTensor& columns,
+                             const Tensor& dx) {
   constexpr char kBwd[] = "causal_conv1d_bwd";
   check_causal_conv1d(x, weight, bias, initial_state, reset);
   TORCH_CHECK(present(rows) == present(columns), kBwd,
               ": rows and columns must be there together, got ", present(rows) ? "rows" : "columns",
               " alone");
   const auto T = x.sym_size(0), B = x.sym_size(1), D = x.sym_size(2), K = weight.sym_size(1);
-  const auto check = [&](const char* name, const Optional& tensor, const char* layout,
+  const auto check = [&](const char* name, const OptionalTensor& tensor, const char* layout,
                          std::initializer_list<c10::SymInt> sizes) {
     check_if_present(kBwd, name, tensor, layout, sizes, "x", x);
   };
@@ -281,16 +282,17 @@ void check_causal_conv1d_bwd(const Optional& dy, const Optional& dlast_state, co
   check("rows", rows, "[T, B, P]", {T, B, P});
 }
 
-Pair causal_conv1d(const Tensor& x, const Tensor& weight, const Optional& bias, bool silu,
-                   const Optional& initial_state, const Optional& reset) {
+Pair causal_conv1d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool silu,
+                   const OptionalTensor& initial_state, const OptionalTensor& reset) {
   check_causal_conv1d(x, weight, bias, initial_state, reset);
   return call(x, weight, bias, silu, initial_state, reset);
 }
 
 // y_t = act(bias + sum_j weight[K - 1 - j] x_{t - j}), where x_{t - j} is 0 if a reset lies in (t -
 // j, t].
-Pair causal_conv1d_reference(const Tensor& x, const Tensor& weight, const Optional& bias, bool silu,
-                             const Optional& initial_state, const Optional& reset) {
+Pair causal_conv1d_reference(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                             bool silu, const OptionalTensor& initial_state,
+                             const OptionalTensor& reset) {
   check_causal_conv1d(x, weight, bias, initial_state, reset);
   const auto dtype = state_dtype(x);
   const int64_t T = x.size(0), B = x.size(1), D = x.size(2), K = weight.size(1);

@@ -9,15 +9,13 @@
 namespace retain {
 namespace {
 
-using Optional = std::optional<Tensor>;
-
 /// The kernels' view of the arguments, and the tensors that it points into.
 struct Prepared {
   Tensor x, weight, bias, initial_state;
   kernels::CausalConv1dCudaInputs in;
 
-  Prepared(const Tensor& x_, const Tensor& weight_, const Optional& bias_, bool silu,
-           const Optional& initial_state_, const Optional& reset)
+  Prepared(const Tensor& x_, const Tensor& weight_, const OptionalTensor& bias_, bool silu,
+           const OptionalTensor& initial_state_, const OptionalTensor& reset)
       : x(with_dense_rows(x_, x_.scalar_type())),
         weight(dense(weight_, at::kFloat)),
         bias(dense(bias_, at::kFloat)),
@@ -42,9 +40,9 @@ struct Prepared {
 };
 
 std::tuple<Tensor, Tensor> causal_conv1d_cuda(const Tensor& x, const Tensor& weight,
-                                              const Optional& bias, bool silu,
-                                              const Optional& initial_state,
-                                              const Optional& reset) {
+                                              const OptionalTensor& bias, bool silu,
+                                              const OptionalTensor& initial_state,
+                                              const OptionalTensor& reset) {
   // fp64 has no kernels.
   if (x.scalar_type() == at::kDouble) {
     return causal_conv1d_reference(x, weight, bias, silu, initial_state, reset);
@@ -63,9 +61,10 @@ std::tuple<Tensor, Tensor> causal_conv1d_cuda(const Tensor& x, const Tensor& wei
 
 /// Each gradient in the type of its argument; that of the state in fp32.
 std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd_into_cuda(
-    const Optional& dy_in, const Optional& dlast_state_in, const Tensor& x, const Tensor& weight,
-    const Optional& bias, bool silu, const Optional& initial_state, const Optional& reset,
-    const Optional& rows, const Optional& columns, const Tensor& dx_out) {
+    const OptionalTensor& dy_in, const OptionalTensor& dlast_state_in, const Tensor& x,
+    const Tensor& weight, const OptionalTensor& bias, bool silu,
+    const OptionalTensor& initial_state, const OptionalTensor& reset, const OptionalTensor& rows,
+    const OptionalTensor& columns, const Tensor& dx_out) {
   check_causal_conv1d_bwd(dy_in, dlast_state_in, x, weight, bias, initial_state, reset, rows,
                           columns, dx_out);
   const c10::cuda::CUDAGuard guard(x.device());

@@ -1,8 +1,7 @@
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include <retain/lib/ops/checks.h>
 
-#include <optional>
 #include <tuple>
 
 // Between the dispatcher and the kernels of the causal convolution.
@@ -24,7 +23,7 @@ void check_causal_conv1d_bwd(const std::optional<Tensor>& dy,
 
 /// The type of bias's gradient: its own, or weight's where it is absent.
 inline at::ScalarType dbias_dtype(const Tensor& weight, const std::optional<Tensor>& bias) {
-  return bias.has_value() && bias->defined() ? bias->scalar_type() : weight.scalar_type();
+  return present(bias) ? bias->scalar_type() : weight.scalar_type();
 }
 
 /// The pass back: gradients of weight, bias and initial_state; dx, of x's shape and dtype, is

@@ -1,3 +1,4 @@
+#include <retain/lib/dtype_name.h>
 #include <retain/lib/ops/checks.h>
 
 #include <algorithm>
@@ -42,7 +43,7 @@ void check_floating(const char* op, const char* name, const Tensor& tensor) {
   const auto dtype = tensor.scalar_type();
   TORCH_CHECK(
       dtype == at::kDouble || dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16,
-      op, ": ", name, " must be float64, float32, float16 or bfloat16, got ", c10::toString(dtype));
+      op, ": ", name, " must be float64, float32, float16 or bfloat16, got ", dtype_name(dtype));
 }
 
 void check_like(const char* op, const char* name, const Tensor& tensor, const char* input_name,
@@ -50,9 +51,9 @@ void check_like(const char* op, const char* name, const Tensor& tensor, const ch
   check_device(op, name, tensor, input_name, input);
   const auto dtype = tensor.scalar_type();
   TORCH_CHECK(dtype == input.scalar_type() || dtype == state_dtype(input), op, ": ", name,
-              " must have the dtype of ", input_name, ", ", c10::toString(input.scalar_type()),
-              state_dtype(input) == input.scalar_type() ? "" : ", or Float", ", got ",
-              c10::toString(dtype));
+              " must have the dtype of ", input_name, ", ", dtype_name(input.scalar_type()),
+              state_dtype(input) == input.scalar_type() ? "" : ", or float32", ", got ",
+              dtype_name(dtype));
 }
 
 void check_if_present(const char* op, const char* name, const std::optional<Tensor>& tensor,
@@ -68,7 +69,7 @@ void check_reset(const char* op, const Tensor& reset, const char* layout,
                  const Tensor& input) {
   check_shape(op, "reset", reset, layout, sizes);
   TORCH_CHECK(reset.scalar_type() == at::kBool, op, ": reset must be bool, got ",
-              c10::toString(reset.scalar_type()));
+              dtype_name(reset.scalar_type()));
   check_device(op, "reset", reset, input_name, input);
 }
 

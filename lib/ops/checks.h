@@ -10,6 +10,7 @@
 // 8, 128]".
 namespace retain {
 using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 
 /// Whether an optional tensor is there; an undefined one is not.
 inline bool present(const std::optional<Tensor>& tensor) {

@@ -5,7 +5,6 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
-#include <initializer_list>
 #include <optional>
 
 // What autograd has to know of an op.
@@ -14,7 +13,7 @@ using at::Tensor;
 
 /// Whether autograd is on and one of them asks for a gradient, or has a tangent, which autograd
 /// then refuses; undefined ones do not.
-inline bool needs_gradient(std::initializer_list<Tensor> tensors) {
+inline bool needs_gradient(at::ArrayRef<Tensor> tensors) {
   const bool on = at::GradMode::is_enabled();
   return std::any_of(tensors.begin(), tensors.end(), [&](const Tensor& t) {
     return t.defined() && ((on && t.requires_grad()) || t._fw_grad(/*level=*/0).defined());

@@ -1,8 +1,8 @@
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <retain/kernels/gru/gru.h>
+#include <retain/lib/ops/find_op.h>
 #include <retain/lib/ops/gradients.h>
 #include <retain/lib/ops/gru.h>
-#include <retain/lib/ops/gru_op.h>
+#include <retain/lib/ops/gru_tensors.h>
 #include <retain/lib/ops/kernel_arguments.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -63,15 +63,6 @@ std::tuple<Tensor, Tensor> gru_reference(const Tensor& x, const Tensor& w_ih, co
 }
 
 namespace {
-
-using GruSignature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
-                                                const OptionalTensor&, const OptionalTensor&,
-                                                const OptionalTensor&, const OptionalTensor&);
-
-template <typename Signature>
-auto find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 std::tuple<Tensor, Tensor, Tensor> gru_fwd_meta(const Tensor& x, const Tensor& w_ih,
                                                 const Tensor& w_hh, const OptionalTensor& b_ih,
@@ -160,7 +151,7 @@ std::tuple<Tensor, Tensor> gru_autograd(const Tensor& x, const Tensor& w_ih, con
   if (!needs_gradient({x, w_ih, w_hh, value_or_undefined(b_ih), value_or_undefined(b_hh),
                        value_or_undefined(initial_state)})) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    static const auto op = find_op<GruSignature>("retain::gru");
+    static const auto op = find_op<decltype(gru_cpu)>("retain::gru");
     return op.call(x, w_ih, w_hh, b_ih, b_hh, initial_state, reset);
   }
   const auto out = GruFunction::apply(x, w_ih, w_hh, b_ih, b_hh, initial_state, reset);
@@ -204,7 +195,7 @@ std::tuple<Tensor, Tensor> gru(const Tensor& x, const Tensor& w_ih, const Tensor
                                const OptionalTensor& b_ih, const OptionalTensor& b_hh,
                                const OptionalTensor& initial_state, const OptionalTensor& reset) {
   check_gru(x, w_ih, w_hh, b_ih, b_hh, initial_state, reset);
-  static const auto op = find_op<GruSignature>("retain::gru");
+  static const auto op = find_op<decltype(gru_cpu)>("retain::gru");
   return op.call(x, w_ih, w_hh, if_present(b_ih), if_present(b_hh), if_present(initial_state),
                  if_present(reset));
 }

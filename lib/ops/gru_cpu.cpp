@@ -1,6 +1,6 @@
 #include <ATen/ATen.h>
 #include <retain/kernels/gru/gru.h>
-#include <retain/lib/ops/gru_op.h>
+#include <retain/lib/ops/gru_tensors.h>
 #include <retain/lib/ops/kernel_arguments.h>
 
 #include <algorithm>

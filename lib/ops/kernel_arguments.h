@@ -5,6 +5,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <retain/kernels/common/cuda_types.h>
 #include <retain/kernels/common/time_major.h>
+#include <retain/lib/ops/checks.h>
 
 #include <algorithm>
 #include <cmath>
@@ -64,13 +65,13 @@ inline bool has_dense_rows(const Tensor& tensor, at::ScalarType dtype) {
 /// The tensor in `dtype`, its last dimension contiguous; copied only if it has to be. Absent =
 /// undefined.
 inline Tensor with_dense_rows(const std::optional<Tensor>& tensor, at::ScalarType dtype) {
-  if (!tensor.has_value() || !tensor->defined()) return {};
+  if (!present(tensor)) return {};
   const auto cast = tensor->to(dtype);
   return has_dense_rows(cast, dtype) ? cast : cast.contiguous();
 }
 
 inline Tensor dense(const std::optional<Tensor>& tensor, at::ScalarType dtype) {
-  return tensor.has_value() && tensor->defined() ? tensor->to(dtype).contiguous() : Tensor();
+  return present(tensor) ? tensor->to(dtype).contiguous() : Tensor();
 }
 
 /// Whether the fused kernels of an op run where the tensor lies; elsewhere the composed reference

@@ -1,6 +1,7 @@
 #include <retain/lib/ops/mamba_block.h>
 
 #include <ATen/ATen.h>
+#include <retain/lib/dtype_name.h>
 #include <retain/lib/ops/casts.h>
 #include <retain/lib/ops/causal_conv1d.h>
 #include <retain/lib/ops/causal_conv1d_tensors.h>
@@ -21,7 +22,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using Optional = std::optional<Tensor>;
 using Outputs = std::tuple<Tensor, Tensor, Tensor>;
 
 /// The small weights, which the kernels take in fp32: conv_weight, conv_bias, dt_proj_bias, A_log
@@ -50,11 +50,6 @@ Types types_of(const std::vector<int64_t>& numbers) {
   Types types = {};
   for (size_t i = 0; i < types.size(); ++i) types[i] = static_cast<at::ScalarType>(numbers[i]);
   return types;
-}
-
-// The scan keeps decay and step in fp32 whatever the weights' type.
-Tensor at_least_fp32(const Tensor& t) {
-  return !t.defined() || t.scalar_type() == at::kDouble ? t : t.to(at::kFloat);
 }
 
 /// [T, B, features] as [T B, features].
@@ -101,10 +96,10 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
   static variable_list forward(AutogradContext* context, const Tensor& input,
                                const Tensor& in_proj_weight, const Tensor& out_proj_weight,
                                const Tensor& conv_state, const Tensor& ssm_state,
-                               const Tensor& conv_weight, const Optional& conv_bias,
+                               const Tensor& conv_weight, const OptionalTensor& conv_bias,
                                const Tensor& x_proj_weight, const Tensor& dt_proj_weight,
-                               const Optional& dt_proj_bias, const Tensor& A_log, const Optional& D,
-                               const Optional& reset) {
+                               const OptionalTensor& dt_proj_bias, const Tensor& A_log,
+                               const OptionalTensor& D, const OptionalTensor& reset) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const auto xz = product(input, in_proj_weight.t());
@@ -174,10 +169,10 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     const bool on_the_way = adds_product_on_the_way(dx);
     if (!on_the_way) rows_of(dx).addmm_(rows_of(ddt_dB_dC), x_proj);
     auto dx_proj = at::mm(rows_of(ddt_dB_dC).t(), rows_of(x));
-    const auto [dtaps, dtaps_bias, dconv_state] =
-        causal_conv1d_bwd_into(dx, if_present(gradients[1]), x_z[0], taps, taps_bias, true,
-                               conv_state, reset, on_the_way ? Optional(ddt_dB_dC) : Optional(),
-                               on_the_way ? Optional(x_proj) : Optional(), dx_dz[0]);
+    const auto [dtaps, dtaps_bias, dconv_state] = causal_conv1d_bwd_into(
+        dx, if_present(gradients[1]), x_z[0], taps, taps_bias, true, conv_state, reset,
+        on_the_way ? OptionalTensor(ddt_dB_dC) : OptionalTensor(),
+        on_the_way ? OptionalTensor(x_proj) : OptionalTensor(), dx_dz[0]);
     dx.reset();
     constexpr size_t kInput = 0;  // of the tensors among the arguments
     const auto dinput = context->needs_input_grad(kInput) ? product(dxz, in_proj) : Tensor();
@@ -204,7 +199,7 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
 /// What lies between the projections by such a convolution and such a scan.
 template <typename Conv, typename Scan>
 Outputs compose_inner(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
-                      const MambaWeights& w, const Optional& reset, const Conv& conv,
+                      const MambaWeights& w, const OptionalTensor& reset, const Conv& conv,
                       const Scan& scan) {
   const auto x_z = xz.chunk(2, -1);  // views
   const auto [x, new_conv_state] =
@@ -221,7 +216,7 @@ Outputs compose_inner(const Tensor& xz, const Tensor& conv_state, const Tensor& 
 
 void check_mamba_block(const Tensor& x, const Tensor& in_proj_weight, const Tensor& out_proj_weight,
                        const Tensor& conv_state, const Tensor& ssm_state,
-                       const MambaWeights& weights, const Optional& reset) {
+                       const MambaWeights& weights, const OptionalTensor& reset) {
   constexpr char kOp[] = "mamba_block";
   check_rank(kOp, "x", x, "[T, B, d_model]");
   check_mamba(kOp, "x", x, conv_state, ssm_state, weights, reset);
@@ -231,7 +226,8 @@ void check_mamba_block(const Tensor& x, const Tensor& in_proj_weight, const Tens
     check_shape(kOp, name, weight, layout, sizes);
     check_like(kOp, name, weight, "x", x);
     TORCH_CHECK(weight.scalar_type() == x.scalar_type(), kOp, ": ", name,
-                " must have the dtype of x, ", x.scalar_type(), ", got ", weight.scalar_type());
+                " must have the dtype of x, ", dtype_name(x.scalar_type()), ", got ",
+                dtype_name(weight.scalar_type()));
   };
   check("in_proj_weight", in_proj_weight, "[2 d_inner, d_model]", {2 * D, M});
   check("out_proj_weight", out_proj_weight, "[d_model, d_inner]", {M, D});
@@ -241,7 +237,7 @@ void check_mamba_block(const Tensor& x, const Tensor& in_proj_weight, const Tens
 
 Outputs mamba_block(const Tensor& x_in, const Tensor& in_proj_weight, const Tensor& out_proj_weight,
                     const Tensor& conv_state, const Tensor& ssm_state, const MambaWeights& w,
-                    const Optional& reset) {
+                    const OptionalTensor& reset) {
   const auto x = autocasted(x_in), in_proj = autocasted(in_proj_weight),
              out_proj = autocasted(out_proj_weight);
   check_mamba_block(x, in_proj, out_proj, conv_state, ssm_state, w, reset);
@@ -264,7 +260,7 @@ Outputs mamba_block(const Tensor& x_in, const Tensor& in_proj_weight, const Tens
 Outputs mamba_block_reference(const Tensor& x, const Tensor& in_proj_weight,
                               const Tensor& out_proj_weight, const Tensor& conv_state,
                               const Tensor& ssm_state, const MambaWeights& weights,
-                              const Optional& reset) {
+                              const OptionalTensor& reset) {
   check_mamba_block(x, in_proj_weight, out_proj_weight, conv_state, ssm_state, weights, reset);
   const auto [y, new_conv_state, new_ssm_state] =
       compose_inner(at::linear(x, in_proj_weight), conv_state, ssm_state, weights, reset,
@@ -273,7 +269,7 @@ Outputs mamba_block_reference(const Tensor& x, const Tensor& in_proj_weight,
 }
 
 Outputs mamba_inner(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
-                    const MambaWeights& w, const Optional& reset) {
+                    const MambaWeights& w, const OptionalTensor& reset) {
   check_mamba_xz("mamba_inner", "[T, B, 2 d_inner]", xz, conv_state, ssm_state, w, reset);
   return compose_inner(xz, conv_state, ssm_state, w, reset, causal_conv1d,
                        [](const auto&... arguments) { return selective_scan(arguments...); });

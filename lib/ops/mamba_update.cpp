@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/MemoryOverlap.h>
-#include <ATen/core/dispatch/Dispatcher.h>
+#include <retain/lib/ops/find_op.h>
 #include <retain/lib/ops/gradients.h>
 #include <retain/lib/ops/mamba_block.h>
 #include <retain/lib/ops/mamba_update_tensors.h>
@@ -12,7 +12,6 @@
 namespace retain {
 namespace {
 
-using Optional = std::optional<Tensor>;
 using Outputs = std::tuple<Tensor, Tensor, Tensor>;
 
 bool needs_gradient(MAMBA_UPDATE_PARAMETERS) {
@@ -23,9 +22,7 @@ bool needs_gradient(MAMBA_UPDATE_PARAMETERS) {
 }
 
 Outputs call_update(MAMBA_UPDATE_PARAMETERS) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("retain::mamba_update", "")
-                             .typed<decltype(composed_mamba_update)>();
+  static const auto op = find_op<decltype(composed_mamba_update)>("retain::mamba_update");
   return op.call(MAMBA_UPDATE_ARGUMENTS);
 }
 
@@ -39,9 +36,7 @@ Tensor composed_update_(MAMBA_UPDATE_PARAMETERS) {
 }
 
 Tensor call_update_(MAMBA_UPDATE_PARAMETERS) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("retain::mamba_update_", "")
-                             .typed<decltype(composed_update_)>();
+  static const auto op = find_op<decltype(composed_update_)>("retain::mamba_update_");
   return op.call(MAMBA_UPDATE_ARGUMENTS);
 }
 
@@ -96,7 +91,7 @@ Tensor update_and_count_(MAMBA_UPDATE_PARAMETERS) {
 
 void check_mamba(const char* op, const char* input_name, const Tensor& input,
                  const Tensor& conv_state, const Tensor& ssm_state, const MambaWeights& weights,
-                 const Optional& reset) {
+                 const OptionalTensor& reset) {
   check_floating(op, input_name, input);
   check_rank(op, "conv_weight", weights.conv_weight, "[d_inner, d_conv]");
   check_rank(op, "A_log", weights.A_log, "[d_inner, d_state]");
@@ -124,7 +119,8 @@ void check_mamba(const char* op, const char* input_name, const Tensor& input,
 }
 
 void check_mamba_xz(const char* op, const char* layout, const Tensor& xz, const Tensor& conv_state,
-                    const Tensor& ssm_state, const MambaWeights& weights, const Optional& reset) {
+                    const Tensor& ssm_state, const MambaWeights& weights,
+                    const OptionalTensor& reset) {
   check_rank(op, "xz", xz, layout);
   check_rank(op, "A_log", weights.A_log, "[d_inner, d_state]");
   const auto width = 2 * weights.A_log.sym_size(0);
@@ -134,12 +130,12 @@ void check_mamba_xz(const char* op, const char* layout, const Tensor& xz, const 
 }
 
 void check_mamba_update(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
-                        const MambaWeights& weights, const Optional& reset) {
+                        const MambaWeights& weights, const OptionalTensor& reset) {
   check_mamba_xz("mamba_update", "[B, 2 d_inner]", xz, conv_state, ssm_state, weights, reset);
 }
 
 void check_mamba_update_(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
-                         const MambaWeights& weights, const Optional& reset) {
+                         const MambaWeights& weights, const OptionalTensor& reset) {
   check_mamba_xz("mamba_update_", "[B, 2 d_inner]", xz, conv_state, ssm_state, weights, reset);
   const auto check_writable = [](const char* name, const Tensor& state) {
     TORCH_CHECK(at::has_internal_overlap(state) != at::MemOverlap::Yes, "mamba_update_: ", name,
@@ -162,21 +158,21 @@ void check_mamba_update_(const Tensor& xz, const Tensor& conv_state, const Tenso
 Outputs composed_mamba_update(MAMBA_UPDATE_PARAMETERS) {
   const auto weights = gather_mamba_weights(MAMBA_UPDATE_ARGUMENTS);
   check_mamba_update(xz, conv_state, ssm_state, weights, reset);
-  const auto reset_then = present(reset) ? Optional(reset->unsqueeze(0)) : std::nullopt;
+  const auto reset_then = present(reset) ? OptionalTensor(reset->unsqueeze(0)) : std::nullopt;
   auto [y, new_conv_state, new_ssm_state] =
       mamba_inner(xz.unsqueeze(0), conv_state, ssm_state, weights, reset_then);
   return {y.squeeze(0), new_conv_state, new_ssm_state};
 }
 
 Outputs mamba_update(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
-                     const MambaWeights& w, const Optional& reset) {
+                     const MambaWeights& w, const OptionalTensor& reset) {
   return call_update(xz, conv_state, ssm_state, w.conv_weight, if_present(w.conv_bias),
                      w.x_proj_weight, w.dt_proj_weight, if_present(w.dt_proj_bias), w.A_log,
                      if_present(w.D), if_present(reset));
 }
 
 Tensor mamba_update_(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
-                     const MambaWeights& w, const Optional& reset) {
+                     const MambaWeights& w, const OptionalTensor& reset) {
   return call_update_(xz, conv_state, ssm_state, w.conv_weight, if_present(w.conv_bias),
                       w.x_proj_weight, w.dt_proj_weight, if_present(w.dt_proj_bias), w.A_log,
                       if_present(w.D), if_present(reset));

@@ -1,7 +1,7 @@
 #include <ATen/ATen.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <retain/kernels/rms_norm/rms_norm.h>
 #include <retain/lib/ops/checks.h>
+#include <retain/lib/ops/find_op.h>
 #include <retain/lib/ops/gradients.h>
 #include <retain/lib/ops/kernel_arguments.h>
 #include <retain/lib/ops/rms_norm.h>
@@ -13,7 +13,6 @@
 namespace retain {
 namespace {
 
-using Optional = std::optional<Tensor>;
 using Pair = std::tuple<Tensor, Tensor>;
 
 constexpr char kOp[] = "rms_norm";
@@ -23,13 +22,15 @@ kernels::NormSizes sizes_of(const Tensor& x) {
   return {D == 0 ? 0 : x.numel() / D, D};
 }
 
-Pair rms_norm_meta(const Tensor& x, const Tensor& weight, const Optional& residual, double eps) {
+Pair rms_norm_meta(const Tensor& x, const Tensor& weight, const OptionalTensor& residual,
+                   double eps) {
   check_rms_norm(x, weight, residual, eps);
   return {at::empty_symint(x.sym_sizes(), x.options()),
           at::empty_symint(x.sym_sizes(), x.options().dtype(state_dtype(x)))};
 }
 
-Pair rms_norm_cpu(const Tensor& x, const Tensor& weight, const Optional& residual, double eps) {
+Pair rms_norm_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& residual,
+                  double eps) {
   check_rms_norm(x, weight, residual, eps);
   const auto dtype = state_dtype(x);
   const auto input = dense(x, dtype), gain = dense(weight, dtype), added = dense(residual, dtype);
@@ -50,7 +51,7 @@ Pair rms_norm_cpu(const Tensor& x, const Tensor& weight, const Optional& residua
   return {y.to(x.scalar_type()), residual_out};
 }
 
-Pair rms_norm_bwd_meta(const Optional&, const Optional&, const Tensor& residual_out,
+Pair rms_norm_bwd_meta(const OptionalTensor&, const OptionalTensor&, const Tensor& residual_out,
                        const Tensor& weight, double) {
   const auto dense_like = [](const Tensor& x) {
     return at::empty_symint(x.sym_sizes(), x.options());
@@ -58,7 +59,7 @@ Pair rms_norm_bwd_meta(const Optional&, const Optional&, const Tensor& residual_
   return {dense_like(residual_out), dense_like(weight)};
 }
 
-Pair rms_norm_bwd_cpu(const Optional& dy_in, const Optional& dresidual_out_in,
+Pair rms_norm_bwd_cpu(const OptionalTensor& dy_in, const OptionalTensor& dresidual_out_in,
                       const Tensor& residual_out_in, const Tensor& weight, double eps) {
   check_rms_norm_bwd(dy_in, dresidual_out_in, residual_out_in, weight);
   const auto dtype = residual_out_in.scalar_type();
@@ -84,18 +85,14 @@ Pair rms_norm_bwd_cpu(const Optional& dy_in, const Optional& dresidual_out_in,
   return {dx, dweight_rows.sum(0, false, at::kDouble).to(weight.scalar_type())};
 }
 
-Pair call(const Tensor& x, const Tensor& weight, const Optional& residual, double eps) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("retain::rms_norm", "")
-                             .typed<decltype(rms_norm_cpu)>();
+Pair call(const Tensor& x, const Tensor& weight, const OptionalTensor& residual, double eps) {
+  static const auto op = find_op<decltype(rms_norm_cpu)>("retain::rms_norm");
   return op.call(x, weight, if_present(residual), eps);
 }
 
 Pair call_bwd(const Tensor& dy, const Tensor& dresidual_out, const Tensor& residual_out,
               const Tensor& weight, double eps) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("retain::rms_norm_bwd", "")
-                             .typed<decltype(rms_norm_bwd_cpu)>();
+  static const auto op = find_op<decltype(rms_norm_bwd_cpu)>("retain::rms_norm_bwd");
   return op.call(if_present(dy), if_present(dresidual_out), residual_out, weight, eps);
 }
 
@@ -103,7 +100,7 @@ class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
  public:
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
                                                 const Tensor& x, const Tensor& weight,
-                                                const Optional& residual, double eps) {
+                                                const OptionalTensor& residual, double eps) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const auto [y, residual_out] = call(x, weight, residual, eps);
     context->save_for_backward({residual_out, weight});
@@ -129,7 +126,7 @@ class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
   }
 };
 
-Pair rms_norm_autograd(const Tensor& x, const Tensor& weight, const Optional& residual,
+Pair rms_norm_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& residual,
                        double eps) {
   if (!needs_gradient({x, weight, value_or_undefined(residual)})) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
@@ -142,7 +139,8 @@ Pair rms_norm_autograd(const Tensor& x, const Tensor& weight, const Optional& re
 
 }  // namespace
 
-void check_rms_norm(const Tensor& x, const Tensor& weight, const Optional& residual, double eps) {
+void check_rms_norm(const Tensor& x, const Tensor& weight, const OptionalTensor& residual,
+                    double eps) {
   TORCH_CHECK(x.defined() && x.dim() >= 1, kOp, ": x must be [..., D], got ",
               x.defined() ? c10::str(x.sym_sizes()) : "an undefined tensor");
   check_floating(kOp, "x", x);
@@ -155,14 +153,14 @@ void check_rms_norm(const Tensor& x, const Tensor& weight, const Optional& resid
   check_like(kOp, "residual", *residual, "x", x);
 }
 
-void check_rms_norm_bwd(const Optional& dy, const Optional& dresidual_out,
+void check_rms_norm_bwd(const OptionalTensor& dy, const OptionalTensor& dresidual_out,
                         const Tensor& residual_out, const Tensor& weight) {
   constexpr char kBwd[] = "rms_norm_bwd";
   TORCH_CHECK(residual_out.dim() >= 1, kBwd, ": residual_out must be [..., D], got ",
               residual_out.sym_sizes());
   check_if_present(kBwd, "weight", weight, "[D]", {residual_out.sym_size(-1)}, "residual_out",
                    residual_out);
-  const auto check = [&](const char* name, const Optional& tensor) {
+  const auto check = [&](const char* name, const OptionalTensor& tensor) {
     if (!present(tensor)) return;
     TORCH_CHECK(tensor->sym_sizes() == residual_out.sym_sizes() &&
                     tensor->device() == residual_out.device(),
@@ -173,12 +171,12 @@ void check_rms_norm_bwd(const Optional& dy, const Optional& dresidual_out,
   check("dresidual_out", dresidual_out);
 }
 
-Pair rms_norm(const Tensor& x, const Tensor& weight, const Optional& residual, double eps) {
+Pair rms_norm(const Tensor& x, const Tensor& weight, const OptionalTensor& residual, double eps) {
   check_rms_norm(x, weight, residual, eps);
   return call(x, weight, residual, eps);
 }
 
-Pair rms_norm_reference(const Tensor& x, const Tensor& weight, const Optional& residual,
+Pair rms_norm_reference(const Tensor& x, const Tensor& weight, const OptionalTensor& residual,
                         double eps) {
   check_rms_norm(x, weight, residual, eps);
   const auto dtype = state_dtype(x);

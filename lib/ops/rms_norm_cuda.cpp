@@ -9,10 +9,8 @@
 namespace retain {
 namespace {
 
-using Optional = std::optional<Tensor>;
-
 /// [..., D] as [T, B, D] with contiguous rows; copied only if it has to be.
-Tensor as_rows(const Optional& tensor, at::ScalarType dtype) {
+Tensor as_rows(const OptionalTensor& tensor, at::ScalarType dtype) {
   const auto dense_rows = with_dense_rows(tensor, dtype);
   if (!dense_rows.defined() || dense_rows.dim() == 3) return dense_rows;
   const auto sizes = dense_rows.sizes();
@@ -23,7 +21,7 @@ Tensor as_rows(const Optional& tensor, at::ScalarType dtype) {
 }
 
 std::tuple<Tensor, Tensor> rms_norm_cuda(const Tensor& x_in, const Tensor& weight,
-                                         const Optional& residual_in, double eps) {
+                                         const OptionalTensor& residual_in, double eps) {
   // fp64 has no kernels.
   if (x_in.scalar_type() == at::kDouble) {
     return rms_norm_reference(x_in, weight, residual_in, eps);
@@ -52,8 +50,8 @@ std::tuple<Tensor, Tensor> rms_norm_cuda(const Tensor& x_in, const Tensor& weigh
 }
 
 /// dx in the type of residual_out, dweight in that of weight.
-std::tuple<Tensor, Tensor> rms_norm_bwd_cuda(const Optional& dy_in,
-                                             const Optional& dresidual_out_in,
+std::tuple<Tensor, Tensor> rms_norm_bwd_cuda(const OptionalTensor& dy_in,
+                                             const OptionalTensor& dresidual_out_in,
                                              const Tensor& residual_out, const Tensor& weight,
                                              double eps) {
   check_rms_norm_bwd(dy_in, dresidual_out_in, residual_out, weight);

@@ -2,10 +2,10 @@
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <retain/kernels/selective_scan/selective_scan.h>
 #include <retain/kernels/selective_scan/selective_scan_cuda.h>
 #include <retain/lib/ops/checks.h>
+#include <retain/lib/ops/find_op.h>
 #include <retain/lib/ops/gradients.h>
 #include <retain/lib/ops/kernel_arguments.h>
 #include <retain/lib/ops/selective_scan_tensors.h>
@@ -69,10 +69,7 @@ void check_selective_scan_bwd(const SelectiveScanTensors& in, const OptionalTens
 
 ScanFwdOutputs selective_scan_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every,
                                   at::ScalarType checkpoint_dtype) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("retain::selective_scan_fwd", "")
-          .typed<ScanFwdOutputs(SELECTIVE_SCAN_PARAMETERS, int64_t, at::ScalarType)>();
+  static const auto op = find_op<decltype(selective_scan_fwd)>("retain::selective_scan_fwd");
   return op.call(SELECTIVE_SCAN_ARGUMENTS, checkpoint_every, checkpoint_dtype);
 }
 
@@ -90,9 +87,8 @@ ScanBwdIntoOutputs selective_scan_bwd_into(const OptionalTensor& dy,
                                            SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints,
                                            int64_t checkpoint_every, const Tensor& dB,
                                            const Tensor& dC, const OptionalTensor& dz) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("retain::selective_scan_bwd_into", "")
-                             .typed<decltype(selective_scan_bwd_into)>();
+  static const auto op =
+      find_op<decltype(selective_scan_bwd_into)>("retain::selective_scan_bwd_into");
   return op.call(dy, dlast_state, SELECTIVE_SCAN_ARGUMENTS, checkpoints, checkpoint_every, dB, dC,
                  dz);
 }
@@ -100,20 +96,14 @@ ScanBwdIntoOutputs selective_scan_bwd_into(const OptionalTensor& dy,
 namespace {
 
 ScanOutputs call_scan(SELECTIVE_SCAN_PARAMETERS) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("retain::selective_scan", "")
-                             .typed<ScanOutputs(SELECTIVE_SCAN_PARAMETERS)>();
+  static const auto op = find_op<decltype(call_scan)>("retain::selective_scan");
   return op.call(SELECTIVE_SCAN_ARGUMENTS);
 }
 
 ScanBwdOutputs call_bwd(const OptionalTensor& dy, const OptionalTensor& dlast_state,
                         SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints,
                         int64_t checkpoint_every) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("retain::selective_scan_bwd", "")
-          .typed<ScanBwdOutputs(const OptionalTensor&, const OptionalTensor&,
-                                SELECTIVE_SCAN_PARAMETERS, const Tensor&, int64_t)>();
+  static const auto op = find_op<decltype(call_bwd)>("retain::selective_scan_bwd");
   return op.call(dy, dlast_state, SELECTIVE_SCAN_ARGUMENTS, checkpoints, checkpoint_every);
 }
 
@@ -199,14 +189,12 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
                                                  const torch::autograd::variable_list& gradients) {
     const Unrecorded unrecorded;
     const auto saved = context->get_saved_variables();
-    const auto optional = [](const Tensor& tensor) {
-      return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-    };
-    const auto D = optional(saved[5]), z = optional(saved[6]), delta_bias = optional(saved[7]);
+    const auto D = if_present(saved[5]), z = if_present(saved[6]),
+               delta_bias = if_present(saved[7]);
     auto [du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state] = call_bwd(
-        optional(gradients[0]), optional(gradients[1]), saved[0], saved[1], saved[2], saved[3],
+        if_present(gradients[0]), if_present(gradients[1]), saved[0], saved[1], saved[2], saved[3],
         saved[4], D, z, delta_bias, context->saved_data["delta_softplus"].toBool(), std::nullopt,
-        optional(saved[8]), context->saved_data["exact"].toBool(), saved[9],
+        if_present(saved[8]), context->saved_data["exact"].toBool(), saved[9],
         context->saved_data["checkpoint_every"].toInt());
     return {du,
             ddelta,

@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 #include <retain/kernels/selective_scan/selective_scan.h>
+#include <retain/lib/dtype_name.h>
 #include <retain/lib/ops/checks.h>
 #include <retain/lib/ops/kernel_arguments.h>
 #include <retain/lib/ops/selective_scan_tensors.h>
@@ -156,7 +157,8 @@ ScanFwdOutputs fwd(const SelectiveScanTensors& in, int64_t checkpoint_every,
                    at::ScalarType checkpoint_dtype) {
   check_checkpoint_every(checkpoint_every);
   TORCH_CHECK(checkpoint_dtype == state_dtype(in.u), "selective_scan: states of ",
-              in.u.scalar_type(), " inputs are not kept as ", checkpoint_dtype);
+              dtype_name(in.u.scalar_type()), " inputs are not kept as ",
+              dtype_name(checkpoint_dtype));
   const bool keep = checkpoint_every != 0;
   return state_dtype(in.u) == at::kDouble ? forward<double>(in, keep) : forward<float>(in, keep);
 }

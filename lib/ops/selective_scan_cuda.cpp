@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <retain/kernels/selective_scan/selective_scan_cuda.h>
+#include <retain/lib/dtype_name.h>
 #include <retain/lib/ops/cuda_arguments.h>
 #include <retain/lib/ops/selective_scan.h>
 #include <retain/lib/ops/selective_scan_tensors.h>
@@ -72,8 +73,8 @@ struct Prepared {
     in.checkpoint_type = kernels::scan_checkpoint_type(in.N, in.type);
     TORCH_CHECK(kept_as == at::kBFloat16 && in.checkpoint_type == kernels::ActivationType::bf16 &&
                     every == kernels::scan_checkpoint_every(in.N, in.type),
-                "selective_scan: states of ", dtype, " inputs with d_state ", in.N,
-                " are not kept as ", kept_as, " every ", every, " steps");
+                "selective_scan: states of ", dtype_name(dtype), " inputs with d_state ", in.N,
+                " are not kept as ", dtype_name(kept_as), " every ", every, " steps");
   }
 
   at::TensorOptions activation_options() const { return u.options(); }
@@ -152,8 +153,9 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
   auto& in = prepared.in;
   prepared.keep(checkpoint_every, checkpoints.scalar_type());
   TORCH_CHECK(in.checkpoint_type == kernels::scan_checkpoint_type(in.N, in.type),
-              "selective_scan: a backward pass of ", prepared.dtype, " inputs with d_state ", in.N,
-              " does not take checkpoints in ", checkpoints.scalar_type());
+              "selective_scan: a backward pass of ", dtype_name(prepared.dtype),
+              " inputs with d_state ", in.N, " does not take checkpoints in ",
+              dtype_name(checkpoints.scalar_type()));
   const Segments segments(prepared, tensors.exact, true);
   const auto activation = prepared.activation_options(), wide = prepared.float_options();
   const auto dout = with_dense_rows(dy, prepared.dtype);

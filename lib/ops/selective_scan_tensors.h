@@ -9,7 +9,6 @@
 // Between the dispatcher and the kernels of the selective scan.
 namespace retain {
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 /// The arguments of selective_scan; undefined where absent.
 struct SelectiveScanTensors {

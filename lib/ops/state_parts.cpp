@@ -1,10 +1,10 @@
 #include <ATen/ATen.h>
-#include <ATen/core/dispatch/Dispatcher.h>
+#include <retain/lib/dtype_name.h>
+#include <retain/lib/ops/find_op.h>
+#include <retain/lib/ops/gradients.h>
 #include <retain/lib/ops/state_parts.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
-
-#include <algorithm>
 
 namespace retain {
 namespace {
@@ -17,12 +17,6 @@ void copy_each(at::TensorList from, at::TensorList to) {
 void zero_each(at::TensorList parts, const Tensor& mask) {
   check_rows(parts, mask);
   for (const Tensor& part : parts) zero_rows(part, mask);
-}
-
-bool wants_gradient(const std::vector<Tensor>& tensors) {
-  return at::GradMode::is_enabled() &&
-         std::any_of(tensors.begin(), tensors.end(),
-                     [](const Tensor& tensor) { return tensor.requires_grad(); });
 }
 
 void bump_versions(const std::vector<Tensor>& tensors) {
@@ -40,7 +34,8 @@ void check_parts(at::TensorList from, at::TensorList to) {
 
 void check_rows(at::TensorList parts, const Tensor& mask) {
   TORCH_CHECK(mask.dim() == 1 && mask.scalar_type() == at::kBool,
-              "zero_rows: mask must be [B], bool, got ", mask.sizes(), " of ", mask.scalar_type());
+              "zero_rows: mask must be [B], bool, got ", mask.sizes(), " of ",
+              dtype_name(mask.scalar_type()));
   for (const Tensor& part : parts) {
     TORCH_CHECK(part.dim() > 0 && part.size(0) == mask.size(0),
                 "zero_rows: each part must be [B, ...] with B = ", mask.size(0), " of mask, got ",
@@ -51,11 +46,9 @@ void check_rows(at::TensorList parts, const Tensor& mask) {
 }
 
 void copy_parts(const std::vector<Tensor>& from, const std::vector<Tensor>& to) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("retain::copy_parts", "")
-                             .typed<decltype(copy_each)>();
+  static const auto op = find_op<decltype(copy_each)>("retain::copy_parts");
   if (from.empty()) return;
-  if (wants_gradient(from) || wants_gradient(to)) return copy_each(from, to);
+  if (needs_gradient(from) || needs_gradient(to)) return copy_each(from, to);
   const at::AutoDispatchBelowADInplaceOrView no_gradients;
   op.call(from, to);
   bump_versions(to);
@@ -68,11 +61,9 @@ void zero_rows(const Tensor& part, const Tensor& mask) {
 }
 
 void zero_rows(const std::vector<Tensor>& parts, const Tensor& mask) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("retain::zero_rows", "")
-                             .typed<decltype(zero_each)>();
+  static const auto op = find_op<decltype(zero_each)>("retain::zero_rows");
   if (parts.empty()) return;
-  if (wants_gradient(parts)) return zero_each(parts, mask);
+  if (needs_gradient(parts)) return zero_each(parts, mask);
   const at::AutoDispatchBelowADInplaceOrView no_gradients;
   op.call(parts, mask);
   bump_versions(parts);

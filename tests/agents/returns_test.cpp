@@ -110,7 +110,7 @@ TEST(Gae, WrongShapeNamesTheArgument) {
   };
   EXPECT_EQ(message(x[0], x, x, at::zeros({2}), mask), "gae: reward must be [4, 2], got [2]");
   EXPECT_EQ(message(x, x, x, at::zeros({3}), mask), "gae: bootstrap_value must be [2], got [3]");
-  EXPECT_EQ(message(x, x, x, at::zeros({2}), x), "gae: mask must be bool, got Float");
+  EXPECT_EQ(message(x, x, x, at::zeros({2}), x), "gae: mask must be bool, got float32");
 }
 
 }  // namespace

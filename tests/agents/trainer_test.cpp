@@ -151,7 +151,7 @@ TEST_F(TrainerTest, ForeignCheckpointIsRefusedAndChangesNothing) {
   auto wide = options("gru", 5);
   wide.policy.core.d_model = 12;
   Trainer width(walk(), wide);
-  expect_refused(width, "model/encoder.linear.weight must be float [8, 3], got float [12, 3]");
+  expect_refused(width, "model/encoder.linear.weight must be float32 [8, 3], got float32 [12, 3]");
   auto raw = options("gru", 5);
   raw.policy.normalize_observation = false;
   Trainer statistics(walk(), raw);

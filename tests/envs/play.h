@@ -4,7 +4,6 @@
 #include <retain/envs/vector_env.h>
 
 #include <functional>
-#include <string>
 #include <vector>
 
 namespace retain::testing {

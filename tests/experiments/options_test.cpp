@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <retain/experiments/options.h>
 
+#include "support/errors.h"
 #include "support/files.h"
 
 namespace retain {

@@ -14,6 +14,7 @@
 #include <csignal>
 #include <thread>
 
+#include "support/errors.h"
 #include "support/files.h"
 #include "support/random_tensors.h"
 

@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#include "support/files.h"
+#include "support/errors.h"
 #include "support/op_checks.h"
 
 namespace retain::testing {

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "support/errors.h"
 #include "support/files.h"
 #include "support/random_tensors.h"
 

@@ -285,14 +285,14 @@ TEST_P(EveryCore, WrongInputsThrowAndAreNamed) {
   expect_error([&] { core_->forward(x_.slice(2, 1), state); },
                {"x must be [T, B, d_model] = [9, 3, 8], got [9, 3, 7]"});
   expect_error([&] { core_->forward(x_.to(at::kDouble), state); },
-               {"x must be Float", "got Double"});
+               {"x must be float32", "got float64"});
   expect_error([&] { core_->forward(x_, state, reset_at({}, kT + 1)); },
                {"reset must be [T, B] = [9, 3], got [10, 3]"});
   expect_error(
       [&] {
         core_->forward(x_, state, at::zeros({kT, kB}));
       },
-      {"reset must be bool, got Float"});
+      {"reset must be bool, got float32"});
 }
 
 TEST_P(EveryCore, TheSeedDecidesTheParameters) {
@@ -322,10 +322,9 @@ TEST_P(EveryCore, MemoryIsFp32ForHalfParametersAndFp64ForDouble) {
 INSTANTIATE_TEST_SUITE_P(Cores, EveryCore, ::testing::ValuesIn(core_names()),
                          [](const auto& test) { return test.param; });
 
-TEST(Registry, UnknownNamesListTheValidOnesAndTheNearest) {
+TEST(Registry, UnknownNamesListTheValidOnes) {
   expect_error([] { make_core({.name = "mamab"}); },
-               {"unknown core \"mamab\"", "did you mean \"mamba\"", "mamba, gru, gru_chrono, mlp"});
-  expect_error([] { make_core({.name = "grucrono"}); }, {"did you mean \"gru_chrono\""});
+               {"unknown core \"mamab\"; valid: mamba, gru, gru_chrono, mlp"});
 }
 
 TEST(Registry, OptionsOutOfRangeThrowAndAreNamed) {

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <limits>
 
-#include "support/files.h"
+#include "support/errors.h"
 #include "support/gradcheck.h"
 #include "support/op_checks.h"
 

@@ -187,7 +187,7 @@ TEST_P(MambaBlock, BadInputIsNamed) {
   expect_error(with(out_proj, in[out_proj].narrow(1, 0, 7)),
                {"mamba_block: out_proj_weight must be [d_model, d_inner] = [6, 8], got [6, 7]"});
   expect_error(with(out_proj, in[out_proj].to(at::kBFloat16)),
-               {"mamba_block: out_proj_weight must have the dtype of x, Float"});
+               {"mamba_block: out_proj_weight must have the dtype of x, float32"});
   expect_error(with(in_proj, in[in_proj].to(at::kMeta)),
                {"mamba_block: in_proj_weight must be on the device of x"});
   expect_error(with(1, in[2]),

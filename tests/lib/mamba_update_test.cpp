@@ -188,7 +188,7 @@ TEST_P(MambaUpdate, BadInputIsNamed) {
   expect_error([&] { mamba_update(xz, in[2], in[2], weights); },
                {"conv_state must be [B, d_conv - 1, d_inner] = [2, 3, 8], got [2, 8, 4]"});
   expect_error([&] { mamba_update_(xz, in[1], in[2].to(at::kDouble), weights); },
-               {"mamba_update_: ssm_state must have the dtype of xz, Float"});
+               {"mamba_update_: ssm_state must have the dtype of xz, float32"});
   expect_error([&] { mamba_update_(xz, in[1], in[2].to(at::kMeta), weights); },
                {"mamba_update_: ssm_state must be on the device of xz"});
   const auto expanded = in[2].narrow(0, 0, 1).expand_as(in[2]);

@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "support/cuda.h"
-#include "support/files.h"
+#include "support/errors.h"
 #include "support/random_tensors.h"
 
 namespace retain {

@@ -139,7 +139,7 @@ TEST(Categorical, WrongArgumentsThrowAndAreNamed) {
       [&] {
         make_categorical(logits, at::ones({3, 4}));
       },
-      {"legal must be Bool, got Float"});
+      {"legal must be bool, got float32"});
   expect_error(
       [&] {
         make_categorical(logits, at::zeros({3, 4}, at::kBool));
@@ -147,7 +147,7 @@ TEST(Categorical, WrongArgumentsThrowAndAreNamed) {
       {"legal must allow at least one action"});
   expect_error([&] { policy->log_prob(at::zeros({4}, at::kLong)); },
                {"action must be [3], got [4]"});
-  expect_error([&] { policy->log_prob(at::zeros({3})); }, {"action must be Long, got Float"});
+  expect_error([&] { policy->log_prob(at::zeros({3})); }, {"action must be int64, got float32"});
   expect_error([&] { policy->sample(at::zeros({3})); }, {"uniform must be [3, 1], got [3]"});
 }
 

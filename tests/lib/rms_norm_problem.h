@@ -4,7 +4,7 @@
 #include <gmock/gmock.h>
 #include <retain/lib/ops/rms_norm.h>
 
-#include "support/files.h"
+#include "support/errors.h"
 #include "support/op_checks.h"
 
 namespace retain::testing {

@@ -4,7 +4,8 @@
 #include <cmath>
 
 #include "lib/rms_norm_problem.h"
-#include "support/files.h"
+#include "support/cuda.h"
+#include "support/errors.h"
 #include "support/gradcheck.h"
 
 namespace retain {
@@ -12,6 +13,9 @@ namespace {
 
 using ::testing::HasSubstr;
 using namespace testing;
+
+class RmsNorm : public OnCpuAndCuda {};
+INSTANTIATE_TEST_SUITE_P(On, RmsNorm, kCpuAndCuda, device_name);
 
 TEST(RmsNorm, ReferenceIsTheNaiveLoop) {
   const auto in = inputs_of({3, 2, 5}, true);
@@ -38,34 +42,34 @@ TEST(RmsNorm, AgreesWithLibTorchsNorm) {
   expect_matches_reference(op_of(rms_norm), theirs, in, at::kDouble, 1e-14, 1e-13);
 }
 
-TEST(RmsNorm, KernelAgreesWithReference) {
-  for (const auto& sizes : std::vector<std::vector<int64_t>>{
-           {1}, {5}, {1, 1, 1}, {9, 33}, {3, 5, 64}, {129, 2, 67}, {2, 3, 4, 257}}) {
+TEST_P(RmsNorm, AgreesWithReferenceOverShapesAndTypes) {
+  std::vector<std::vector<int64_t>> shapes = {
+      {1},           {5},          {1, 1, 1}, {9, 33},     {17, 5, 20},    {3, 5, 64},
+      {2, 3, 4, 68}, {129, 2, 67}, {9, 128},  {7, 3, 256}, {2, 3, 4, 257}, {5, 512},
+      {5, 1000},     {3, 2, 2048}, {3, 4096}, {2, 8192},   {2, 8196},      {3, 9001}};
+  if (device().is_cuda()) shapes.push_back({700, 3, 260});  // takes long on a CPU
+  for (const auto& sizes : shapes) {
     for (const bool residual : {false, true}) {
       SCOPED_TRACE(::testing::Message() << at::IntArrayRef(sizes));
       const auto in = inputs_of(sizes, residual);
-      const auto op = op_of(rms_norm), reference = op_of(rms_norm_reference);
+      const auto op = on(device(), op_of(rms_norm)), reference = op_of(rms_norm_reference);
       expect_matches_reference(op, reference, in, at::kFloat, 1e-6, 1e-5);
+      expect_half_types_keep_precision(op, reference, in);
+      if (device().is_cuda()) continue;  // fp64 runs the reference there
       expect_matches_reference(op, reference, in, at::kDouble, 1e-14, 1e-13);
     }
   }
 }
 
-TEST(RmsNorm, HalfTypesKeepTheirPrecision) {
-  for (const bool residual : {false, true}) {
-    expect_half_types_keep_precision(op_of(rms_norm), op_of(rms_norm_reference),
-                                     inputs_of({17, 5, 20}, residual));
+TEST_P(RmsNorm, ResidualStreamStaysInFloat32BesideHalfInputs) {
+  for (const int64_t D : {8, 9, 300}) {
+    auto in = here(to(inputs_of({4, 3, D}, true), at::kBFloat16));
+    in[2] = randn({4, 3, D}, 5).to(device());
+    expect_bit_equal(op_of(rms_norm)(in)[1], in[0].to(at::kFloat) + in[2]);
+    const auto gradients = differentiate(op_of(rms_norm), in).gradients;
+    EXPECT_EQ(gradients[0].scalar_type(), at::kBFloat16);
+    EXPECT_EQ(gradients[2].scalar_type(), at::kFloat);
   }
-}
-
-TEST(RmsNorm, ResidualStreamStaysInFloat32BesideHalfInputs) {
-  auto in = to(inputs_of({4, 3, 8}, true), at::kBFloat16);
-  in[2] = randn({4, 3, 8}, 5);
-  const auto got = op_of(rms_norm)(in);
-  expect_bit_equal(got[1], in[0].to(at::kFloat) + in[2]);
-  const auto gradients = differentiate(op_of(rms_norm), in).gradients;
-  EXPECT_EQ(gradients[0].scalar_type(), at::kBFloat16);
-  EXPECT_EQ(gradients[2].scalar_type(), at::kFloat);
 }
 
 TEST(RmsNorm, GradientsAreTheDifferences) {
@@ -76,38 +80,47 @@ TEST(RmsNorm, GradientsAreTheDifferences) {
   }
 }
 
-TEST(RmsNorm, GradientsFlowThroughEitherOutputAlone) {
-  for (const size_t output : {0, 1}) {
-    const auto in = inputs_of({3, 2, 5}, true);
-    const Op alone = [&](const Tensors& values) -> Tensors {
-      return {op_of(rms_norm)({values[0], in[1], values[1]})[output]};
-    };
-    expect_gradcheck(alone, {in[0], in[2]});
+TEST_P(RmsNorm, GradientsFlowThroughEitherOutputAlone) {
+  for (const int64_t D : {5, 64, 1024}) {
+    const auto in = inputs_of({3, 2, D}, true);
+    for (const size_t output : {0, 1}) {
+      const auto alone = [&](const Op& op) -> Op {
+        return [=](const Tensors& values) -> Tensors {
+          return {op({values[0], in[1].to(values[0].dtype()), values[1]})[output]};
+        };
+      };
+      expect_matches_reference(alone(on(device(), op_of(rms_norm))),
+                               alone(op_of(rms_norm_reference)), {in[0], in[2]}, at::kFloat, 1e-6,
+                               1e-5);
+      if (device().is_cuda()) continue;  // fp64 runs the reference there
+      if (D == 5) expect_gradcheck(alone(op_of(rms_norm)), {in[0], in[2]});  // others take long
+    }
   }
 }
 
-TEST(RmsNorm, ZerosGiveZeros) {
-  const auto in = Tensors{at::zeros({2, 3, 8}), randn({8}, 1)};
-  const auto got = differentiate(op_of(rms_norm), in);
+TEST_P(RmsNorm, ZerosGiveZeros) {
+  const auto got = differentiate(op_of(rms_norm), here({at::zeros({2, 3, 8}), randn({8}, 1)}));
   EXPECT_TRUE((got.outputs[0] == 0).all().item<bool>());
   EXPECT_TRUE(at::isfinite(got.gradients[0]).all().item<bool>());
 }
 
-TEST(RmsNorm, RowAloneEqualsRowInBatch) {
-  const auto in = to(inputs_of({7, 37, 13}, true), at::kFloat);
-  const auto weights = randn({7, 37, 13}, 9);
-  const auto run = [&](int64_t begin, int64_t count) {
-    const auto rows = [&](const at::Tensor& tensor) { return tensor.narrow(1, begin, count); };
-    const auto x = rows(in[0]).detach().requires_grad_();
-    const auto [y, residual_out] = rms_norm(x, in[1], rows(in[2]));
-    const auto gradients = torch::autograd::grad({y}, {x}, {rows(weights)});
-    return Tensors{y.detach(), residual_out.detach(), gradients[0]};
-  };
-  const auto batch = run(0, 37);
-  for (const int64_t b : {0, 5, 36}) {
-    const auto alone = run(b, 1);
-    for (size_t i = 0; i < batch.size(); ++i)
-      expect_bit_equal(batch[i].narrow(1, b, 1).contiguous(), alone[i]);
+TEST_P(RmsNorm, RowAloneEqualsRowInBatch) {
+  for (const int64_t D : {13, 64, 516, 1024}) {
+    const auto in = here(to(inputs_of({7, 37, D}, true), at::kFloat));
+    const auto weights = randn({7, 37, D}, 9).to(device());
+    const auto run = [&](int64_t begin, int64_t count) {
+      const auto rows = [&](const at::Tensor& tensor) { return tensor.narrow(1, begin, count); };
+      const auto x = rows(in[0]).detach().requires_grad_();
+      const auto [y, residual_out] = rms_norm(x, in[1], rows(in[2]));
+      const auto gradients = torch::autograd::grad({y}, {x}, {rows(weights)});
+      return Tensors{y.detach(), residual_out.detach(), gradients[0]};
+    };
+    const auto batch = run(0, 37);
+    for (const int64_t b : {0, 5, 36}) {
+      const auto alone = run(b, 1);
+      for (size_t i = 0; i < batch.size(); ++i)
+        expect_bit_equal(batch[i].narrow(1, b, 1).contiguous(), alone[i]);
+    }
   }
 }
 
@@ -115,20 +128,22 @@ TEST(RmsNorm, ThreadsDoNotChangeAnyBit) {
   expect_same_with_any_threads(op_of(rms_norm), to(inputs_of({129, 65, 77}, true), at::kFloat));
 }
 
-TEST(RmsNorm, NaNStaysInItsRow) {
-  auto in = to(inputs_of({4, 3, 8}, true), at::kFloat);
-  const auto clean = op_of(rms_norm)(in);
-  in[0] = in[0].clone();
-  in[0][1][2][3] = std::nan("");
-  const auto poisoned = op_of(rms_norm)(in);
-  EXPECT_TRUE(at::isnan(poisoned[0][1][2]).all().item<bool>());
-  auto others = at::ones({4, 3}, at::kBool);
-  others[1][2] = false;
-  expect_bit_equal(poisoned[0].index({others}), clean[0].index({others}));
+TEST_P(RmsNorm, NaNStaysInItsRow) {
+  for (const int64_t D : {7, 8, 1024}) {
+    auto in = here(to(inputs_of({4, 3, D}, true), at::kFloat));
+    const auto clean = op_of(rms_norm)(in);
+    in[0] = in[0].clone();
+    in[0][1][2][3] = std::nan("");
+    const auto poisoned = op_of(rms_norm)(in);
+    EXPECT_TRUE(at::isnan(poisoned[0][1][2]).all().item<bool>());
+    auto others = at::ones({4, 3}, in[0].options().dtype(at::kBool));
+    others[1][2] = false;
+    expect_bit_equal(poisoned[0].index({others}), clean[0].index({others}));
+  }
 }
 
-TEST(RmsNorm, ReadsStridedViews) {
-  const auto in = to(inputs_of({6, 5, 12}, true), at::kFloat);
+TEST_P(RmsNorm, ReadsStridedViews) {
+  const auto in = here(to(inputs_of({6, 5, 12}, true), at::kFloat));
   const auto expected = differentiate(op_of(rms_norm), in);
   const auto wide = at::cat({in[0], in[0]}, -1);
   const Tensors views = {in[0].transpose(0, 1).contiguous().transpose(0, 1), wide.narrow(2, 12, 12),
@@ -139,12 +154,22 @@ TEST(RmsNorm, ReadsStridedViews) {
     expect_bit_equal(got.outputs, expected.outputs);
     expect_bit_equal(got.gradients, expected.gradients);
   }
+  // A row that begins anywhere in memory takes another way on a GPU, with sums in another order.
+  const auto shifted = at::cat({in[0].slice(-1, 0, 1), in[0]}, -1).narrow(2, 1, 12);
+  const auto got = differentiate(op_of(rms_norm), {shifted, in[1], in[2]});
+  expect_close(got.outputs, expected.outputs, 1e-6);
+  expect_close(got.gradients, expected.gradients, 1e-5);
+  const auto row = in[0].narrow(0, 0, 1);
+  expect_bit_equal(std::get<0>(rms_norm(row.expand({6, 5, 12}), in[1])),
+                   std::get<0>(rms_norm(row.repeat({6, 1, 1}), in[1])));
 }
 
-TEST(RmsNorm, EmptyTensorsWork) {
-  for (const auto& sizes : std::vector<std::vector<int64_t>>{{0, 3, 5}, {4, 0, 5}, {0, 5}}) {
+TEST_P(RmsNorm, EmptyTensorsWork) {
+  for (const auto& sizes : std::vector<std::vector<int64_t>>{
+           {0, 3, 5}, {0, 3, 8}, {4, 0, 5}, {0, 5}, {0, 8}, {2, 0, 3, 8}}) {
     for (const bool residual : {false, true}) {
-      const auto got = differentiate(op_of(rms_norm), to(inputs_of(sizes, residual), at::kFloat));
+      const auto got =
+          differentiate(op_of(rms_norm), here(to(inputs_of(sizes, residual), at::kFloat)));
       EXPECT_EQ(got.outputs[0].sizes(), sizes);
       EXPECT_TRUE((got.gradients[1] == 0).all().item<bool>());
     }
@@ -160,7 +185,7 @@ TEST(RmsNorm, SecondDerivativesAreRefused) {
               HasSubstr("not implemented"));
 }
 
-TEST(RmsNorm, BadInputNamesTheArgument) { expect_bad_input_is_named(at::kCPU); }
+TEST_P(RmsNorm, BadInputNamesTheArgument) { expect_bad_input_is_named(device()); }
 
 TEST(RmsNorm, MetaTensorsGiveTheShapes) {
   auto in = to(inputs_of({6, 3, 10}, true), at::kFloat);

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 
+#include "support/errors.h"
 #include "support/files.h"
 
 namespace retain {

@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "support/errors.h"
 #include "support/files.h"
 
 namespace retain {

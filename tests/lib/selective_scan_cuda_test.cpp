@@ -2,11 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 
 #include "lib/selective_scan_problem.h"
 #include "support/cuda.h"
-#include "support/files.h"
+#include "support/errors.h"
 
 namespace retain {
 namespace {

@@ -4,7 +4,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "lib/selective_scan_problem.h"
-#include "support/files.h"
+#include "support/errors.h"
 
 namespace retain {
 namespace {

@@ -5,10 +5,9 @@
 #include <retain/lib/ops/selective_scan.h>
 
 #include <limits>
-#include <optional>
 #include <vector>
 
-#include "support/files.h"
+#include "support/errors.h"
 #include "support/op_checks.h"
 
 namespace retain::testing {
@@ -161,7 +160,7 @@ inline void expect_bad_input_is_named(at::Device device) {
               HasSubstr("selective_scan: u must be [T, B, d_inner], got [3, 2]"));
   EXPECT_THAT(
       fails(&S::u, at::zeros({3, 2, 6}, at::kLong)),
-      HasSubstr("selective_scan: u must be float64, float32, float16 or bfloat16, got Long"));
+      HasSubstr("selective_scan: u must be float64, float32, float16 or bfloat16, got int64"));
   EXPECT_THAT(
       fails(&S::delta, at::zeros({3, 2, 5})),
       HasSubstr("selective_scan: delta must be [T, B, d_inner] = [3, 2, 6], got [3, 2, 5]"));
@@ -169,7 +168,7 @@ inline void expect_bad_input_is_named(at::Device device) {
   EXPECT_THAT(fails(&S::A, at::zeros({5, 4})),
               HasSubstr("selective_scan: A must be [d_inner, d_state] = [6, 4], got [5, 4]"));
   EXPECT_THAT(fails(&S::A, at::zeros({6, 4}, at::kDouble)),
-              HasSubstr("selective_scan: A must have the dtype of u, Float, got Double"));
+              HasSubstr("selective_scan: A must have the dtype of u, float32, got float64"));
   EXPECT_THAT(fails(&S::A, at::zeros({6, 0})), HasSubstr("d_state must be at least 1"));
   EXPECT_THAT(fails(&S::B, at::zeros({3, 2, 4})),
               HasSubstr("selective_scan: B must be [T, B, groups, d_state], got [3, 2, 4]"));
@@ -188,7 +187,7 @@ inline void expect_bad_input_is_named(at::Device device) {
               HasSubstr("initial_state must have the dtype of u"));
   EXPECT_THAT(fails(&S::reset, at::zeros({2, 3}, at::kBool)),
               HasSubstr("reset must be [T, B] = [3, 2], got [2, 3]"));
-  EXPECT_THAT(fails(&S::reset, at::zeros({3, 2})), HasSubstr("reset must be bool, got Float"));
+  EXPECT_THAT(fails(&S::reset, at::zeros({3, 2})), HasSubstr("reset must be bool, got float32"));
   const auto in = arguments_of(p).to(device);
   EXPECT_THAT(error_of([&] {
                 selective_scan_update(in.u[0], in.delta[0], in.A, in.B[0], in.C, in.initial_state);

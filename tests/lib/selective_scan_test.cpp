@@ -2,10 +2,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 
 #include "lib/selective_scan_problem.h"
-#include "support/files.h"
+#include "support/errors.h"
 #include "support/gradcheck.h"
 
 namespace retain {

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <limits>
 
+#include "support/errors.h"
 #include "support/files.h"
 #include "support/random_tensors.h"
 

@@ -8,6 +8,20 @@
 
 namespace retain::testing {
 
+/// What `function` throws, without a backtrace; "" and a failure if it throws nothing.
+template <typename Function>
+std::string error_of(const Function& function) {
+  try {
+    function();
+  } catch (const c10::Error& error) {
+    return error.what_without_backtrace();
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  ADD_FAILURE() << "nothing was thrown";
+  return "";
+}
+
 /// Demands that `function` throws c10::Error and that its message contains every one of `words`.
 template <typename Function>
 void expect_error(Function function, std::initializer_list<const char*> words) {
