@@ -275,6 +275,7 @@ void check_causal_conv1d_bwd(const OptionalTensor& dy, const OptionalTensor& dla
   check("dy", dy, "[T, B, d_inner]", {T, B, D});
   check("dlast_state", dlast_state, "[B, d_conv - 1, d_inner]", {B, K - 1, D});
   check("dx", dx, "[T, B, d_inner]", {T, B, D});
+  check_apart(kBwd, "dx", dx);
   if (!present(rows)) return;
   check_rank(kBwd, "columns", *columns, "[P, d_inner]");
   const auto P = columns->sym_size(0);

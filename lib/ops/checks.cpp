@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 namespace retain {
 namespace {
@@ -15,6 +17,27 @@ void check_device(const char* op, const char* name, const Tensor& tensor, const 
                   const Tensor& input) {
   TORCH_CHECK(tensor.device() == input.device(), op, ": ", name, " must be on the device of ",
               input_name, ", ", input.device(), ", got ", tensor.device());
+}
+
+/// The sizes and strides of all dimensions that have more than one element, the nearest first.
+std::vector<std::pair<int64_t, int64_t>> steps_of(const Tensor& tensor) {
+  std::vector<std::pair<int64_t, int64_t>> steps;
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    if (tensor.size(i) > 1) steps.emplace_back(tensor.stride(i), tensor.size(i));
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
+/// The elements from the first to the last of a tensor's in memory.
+int64_t extent_of(const Tensor& tensor) {
+  int64_t extent = 1;
+  for (const auto& [stride, size] : steps_of(tensor)) extent += stride * (size - 1);
+  return extent;
+}
+
+bool is_symbolic(const Tensor& tensor) {
+  return tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
 }
 
 }  // namespace
@@ -71,6 +94,39 @@ void check_reset(const char* op, const Tensor& reset, const char* layout,
   TORCH_CHECK(reset.scalar_type() == at::kBool, op, ": reset must be bool, got ",
               dtype_name(reset.scalar_type()));
   check_device(op, "reset", reset, input_name, input);
+}
+
+void check_apart(const char* op, const char* name, const Tensor& tensor) {
+  if (is_symbolic(tensor) || tensor.numel() == 0) return;
+  int64_t extent = 1;
+  bool apart = true;
+  for (const auto& [stride, size] : steps_of(tensor)) {
+    apart = apart && stride >= extent;
+    extent += stride * (size - 1);
+  }
+  TORCH_CHECK(
+      apart, op, ": ", name,
+      " must not overlap itself, as an expanded tensor does, nor its dimensions interleave; "
+      "got strides ",
+      tensor.strides());
+}
+
+void check_apart(const char* op, const char* name, const Tensor& tensor, const char* other_name,
+                 const Tensor& other) {
+  if (is_symbolic(tensor) || is_symbolic(other)) return;
+  if (tensor.numel() == 0 || other.numel() == 0 || !tensor.is_alias_of(other)) return;
+  const auto at = [](const Tensor& x) { return x.storage_offset() * x.element_size(); };
+  const auto bytes = [](const Tensor& x) { return extent_of(x) * x.element_size(); };
+  bool apart = at(tensor) + bytes(tensor) <= at(other) || at(other) + bytes(other) <= at(tensor);
+  // Side by side in rows that hold both.
+  const int64_t row = tensor.stride(0) * tensor.element_size();
+  if (!apart && row > 0 && row == other.stride(0) * other.element_size()) {
+    const int64_t offset = ((at(other) - at(tensor)) % row + row) % row;
+    apart = bytes(tensor[0]) <= offset && offset + bytes(other[0]) <= row;
+  }
+  TORCH_CHECK(apart, op, ": ", name, " and ", other_name,
+              " must not overlap in memory, got tensors that share ",
+              tensor.is_set_to(other) ? "all" : "a part", " of theirs");
 }
 
 }  // namespace retain

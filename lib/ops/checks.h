@@ -54,4 +54,11 @@ void check_reset(const char* op, const Tensor& reset, const char* layout,
                  std::initializer_list<c10::SymInt> sizes, const char* input_name,
                  const Tensor& input);
 
+/// What is written in place lies in memory such that no two of its elements share a place.
+void check_apart(const char* op, const char* name, const Tensor& tensor);
+
+/// Nor do any of two such tensors.
+void check_apart(const char* op, const char* name, const Tensor& tensor, const char* other_name,
+                 const Tensor& other);
+
 }  // namespace retain

@@ -116,16 +116,18 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     const Projected projected(dt_B_C, dt_columns.size(0), A_log.size(1));
     const auto delta = product(projected.dt, dt_columns);  // its bias goes into the scan
     const auto A = log_rates.exp().neg_();
-    const auto kept = scan_checkpoints({x, delta, A, projected.B, projected.C});
+    const auto wanted = scan_checkpoints({x, delta, A, projected.B, projected.C});
     const auto [y, new_ssm_state, checkpoints] = selective_scan_fwd(
         x, delta, A, projected.B, projected.C, if_present(D_skip), x_z[1], if_present(delta_bias),
-        true, ssm_state, reset, false, kept.every, kept.dtype);
+        true, ssm_state, reset, false, wanted.kept ? wanted.every : 0, wanted.dtype);
     context->set_materialize_grads(false);
     context->save_for_backward({input, in_proj_weight, out_proj_weight, conv_state, xz, taps,
                                 taps_bias, x, x_proj, dt_proj, dt_B_C, delta, A, D_skip, delta_bias,
-                                checkpoints, value_or_undefined(reset)});
+                                checkpoints, value_or_undefined(reset),
+                                wanted.kept ? Tensor() : ssm_state});
     context->saved_data["y"] = y;
-    context->saved_data["every"] = kept.every;
+    context->saved_data["every"] = wanted.every;
+    context->saved_data["kept"] = wanted.kept;
     context->saved_data["dt_rank"] = dt_proj_weight.size(1);
     context->saved_data["types"] = numbers_of(types_of(small, /*wide=*/false));
     return {product(y, out_proj_weight.t()), new_conv_state, new_ssm_state};
@@ -139,7 +141,7 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     const auto saved = context->get_saved_variables();
     const auto &input = saved[0], &in_proj = saved[1], &out_proj = saved[2], &conv_state = saved[3],
                &xz = saved[4], &taps = saved[5], &x = saved[7], &x_proj = saved[8],
-               &dt_B_C = saved[10], &delta = saved[11], &A = saved[12], &checkpoints = saved[15];
+               &dt_B_C = saved[10], &delta = saved[11], &A = saved[12];
     const auto dt_columns = columns_of(saved[9]);
     const auto taps_bias = if_present(saved[6]), D_skip = if_present(saved[13]),
                delta_bias = if_present(saved[14]), reset = if_present(saved[16]);
@@ -152,6 +154,11 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     if (!torch::autograd::get_current_graph_task_keep_graph()) context->saved_data.erase("y");
     const auto x_z = xz.chunk(2, -1);
     const Projected projected(dt_B_C, dt_columns.size(0), A.size(1));
+    auto checkpoints = saved[15];
+    if (!context->saved_data["kept"].toBool()) {
+      checkpoints = scan_checkpoints_again(x, delta, A, projected.B, projected.C, D_skip, x_z[1],
+                                           delta_bias, true, saved[17], reset, false);
+    }
     const auto dxz = at::empty(xz.sizes(), xz.options());
     const auto dx_dz = dxz.chunk(2, -1);
     const auto ddt_dB_dC = at::empty(dt_B_C.sizes(), dt_B_C.options());

@@ -1,7 +1,8 @@
 #include <retain/lib/ops/mamba_update.h>
 
 #include <ATen/ATen.h>
-#include <ATen/MemoryOverlap.h>
+#include <ATen/autocast_mode.h>
+#include <retain/lib/dtype_name.h>
 #include <retain/lib/ops/find_op.h>
 #include <retain/lib/ops/gradients.h>
 #include <retain/lib/ops/mamba_block.h>
@@ -74,6 +75,16 @@ Tensor update_autograd_(MAMBA_UPDATE_PARAMETERS) {
   return call_update_(MAMBA_UPDATE_ARGUMENTS);
 }
 
+/// Autocast: the input in the narrow type; weights and states stay as they are.
+template <at::DeviceType kDevice, auto& kCall>
+auto update_autocast(MAMBA_UPDATE_PARAMETERS) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
+  const auto dtype = at::autocast::get_autocast_dtype(kDevice);
+  return kCall(at::autocast::cached_cast(dtype, xz, kDevice), conv_state, ssm_state, conv_weight,
+               conv_bias, x_proj_weight, dt_proj_weight, dt_proj_bias, A_log, D, reset);
+}
+
 /// In inference mode, too: a graph recorded before may have kept the states.
 Tensor update_and_count_(MAMBA_UPDATE_PARAMETERS) {
   Tensor y;
@@ -136,23 +147,16 @@ void check_mamba_update(const Tensor& xz, const Tensor& conv_state, const Tensor
 
 void check_mamba_update_(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
                          const MambaWeights& weights, const OptionalTensor& reset) {
-  check_mamba_xz("mamba_update_", "[B, 2 d_inner]", xz, conv_state, ssm_state, weights, reset);
-  const auto check_writable = [](const char* name, const Tensor& state) {
-    TORCH_CHECK(at::has_internal_overlap(state) != at::MemOverlap::Yes, "mamba_update_: ", name,
-                " must not overlap itself, as an expanded tensor does; got strides ",
-                state.strides());
-  };
-  check_writable("conv_state", conv_state);
-  check_writable("ssm_state", ssm_state);
-  const auto symbolic = [](const Tensor& state) {
-    return state.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
-  };
-  if (symbolic(conv_state) || symbolic(ssm_state)) return;
-  const auto overlap = at::get_overlap_status(conv_state, ssm_state);
-  TORCH_CHECK(overlap != at::MemOverlapStatus::Full && overlap != at::MemOverlapStatus::Partial,
-              "mamba_update_: conv_state and ssm_state must not overlap in memory, got states that "
-              "share ",
-              overlap == at::MemOverlapStatus::Full ? "all" : "a part", " of theirs");
+  constexpr char kOp[] = "mamba_update_";
+  check_mamba_xz(kOp, "[B, 2 d_inner]", xz, conv_state, ssm_state, weights, reset);
+  for (const auto& [name, state] :
+       {std::pair("conv_state", conv_state), {"ssm_state", ssm_state}}) {
+    TORCH_CHECK(state.scalar_type() == state_dtype(xz), kOp, ": ", name, " must be ",
+                dtype_name(state_dtype(xz)), " to be written in place, got ",
+                dtype_name(state.scalar_type()));
+    check_apart(kOp, name, state);
+  }
+  check_apart(kOp, "conv_state", conv_state, "ssm_state", ssm_state);
 }
 
 Outputs composed_mamba_update(MAMBA_UPDATE_PARAMETERS) {
@@ -198,6 +202,16 @@ TORCH_LIBRARY_IMPL(retain, Meta, m) {
 TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) {
   m.impl("mamba_update", composed_mamba_update);
   m.impl("mamba_update_", composed_update_);
+}
+
+TORCH_LIBRARY_IMPL(retain, AutocastCPU, m) {
+  m.impl("mamba_update", update_autocast<at::kCPU, call_update>);
+  m.impl("mamba_update_", update_autocast<at::kCPU, call_update_>);
+}
+
+TORCH_LIBRARY_IMPL(retain, AutocastCUDA, m) {
+  m.impl("mamba_update", update_autocast<at::kCUDA, call_update>);
+  m.impl("mamba_update_", update_autocast<at::kCUDA, call_update_>);
 }
 
 TORCH_LIBRARY_IMPL(retain, ADInplaceOrView, m) { m.impl("mamba_update_", update_and_count_); }

@@ -65,6 +65,9 @@ void check_selective_scan_bwd(const SelectiveScanTensors& in, const OptionalTens
   check("dB", dB, "[T, B, groups, d_state]", {T, B, G, N});
   check("dC", dC, "[T, B, groups, d_state]", {T, B, G, N});
   check("dz", dz, "[T, B, d_inner]", {T, B, D});
+  check_apart(kOp, "dB", dB);
+  check_apart(kOp, "dC", dC);
+  if (present(dz)) check_apart(kOp, "dz", *dz);
 }
 
 ScanFwdOutputs selective_scan_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_every,
@@ -75,11 +78,22 @@ ScanFwdOutputs selective_scan_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_
 
 /// CUDA keeps states as often as its memory allows, the CPU at the start of each of its chunks.
 ScanCheckpoints scan_checkpoints(const SelectiveScanTensors& in) {
-  if (!in.u.is_cuda()) return {kernels::kScanChunk, state_dtype(in.u)};
   const auto N = in.A.sym_size(1).guard_int(__FILE__, __LINE__);
-  const auto type = activation_type(common_dtype({in.u, in.delta, in.z, in.B, in.C}));
-  const bool in_bf16 = kernels::scan_checkpoint_type(N, type) == kernels::ActivationType::bf16;
-  return {kernels::scan_checkpoint_every(N, type), in_bf16 ? at::kBFloat16 : state_dtype(in.u)};
+  int64_t every = kernels::kScanChunk;
+  auto dtype = state_dtype(in.u);
+  if (in.u.is_cuda()) {
+    const auto type = activation_type(common_dtype({in.u, in.delta, in.z, in.B, in.C}));
+    every = kernels::scan_checkpoint_every(N, type);
+    const bool in_bf16 = kernels::scan_checkpoint_type(N, type) == kernels::ActivationType::bf16;
+    if (in_bf16) dtype = at::kBFloat16;
+  }
+  const auto bytes = N * static_cast<int64_t>(c10::elementSize(dtype));  // of a channel's state
+  return {every, dtype, 4 * bytes <= 5 * every * in.u.element_size()};
+}
+
+Tensor scan_checkpoints_again(SELECTIVE_SCAN_PARAMETERS) {
+  const auto wanted = scan_checkpoints(gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS));
+  return std::get<2>(selective_scan_fwd(SELECTIVE_SCAN_ARGUMENTS, wanted.every, wanted.dtype));
 }
 
 ScanBwdIntoOutputs selective_scan_bwd_into(const OptionalTensor& dy,
@@ -171,17 +185,19 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
                                                 SELECTIVE_SCAN_PARAMETERS) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto kept = scan_checkpoints(gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS));
+    const auto wanted = scan_checkpoints(gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS));
     auto [y, last_state, checkpoints] =
-        selective_scan_fwd(SELECTIVE_SCAN_ARGUMENTS, kept.every, kept.dtype);
+        selective_scan_fwd(SELECTIVE_SCAN_ARGUMENTS, wanted.kept ? wanted.every : 0, wanted.dtype);
     context->set_materialize_grads(false);
     context->save_for_backward({u, delta, A, B, C, value_or_undefined(D), value_or_undefined(z),
                                 value_or_undefined(delta_bias), value_or_undefined(reset),
-                                checkpoints});
+                                checkpoints,
+                                wanted.kept ? Tensor() : value_or_undefined(initial_state)});
     context->saved_data["delta_softplus"] = delta_softplus;
     context->saved_data["has_initial_state"] = present(initial_state);
     context->saved_data["exact"] = exact;
-    context->saved_data["checkpoint_every"] = kept.every;
+    context->saved_data["checkpoint_every"] = wanted.every;
+    context->saved_data["kept"] = wanted.kept;
     return {y, last_state};
   }
 
@@ -190,12 +206,19 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
     const Unrecorded unrecorded;
     const auto saved = context->get_saved_variables();
     const auto D = if_present(saved[5]), z = if_present(saved[6]),
-               delta_bias = if_present(saved[7]);
-    auto [du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state] = call_bwd(
-        if_present(gradients[0]), if_present(gradients[1]), saved[0], saved[1], saved[2], saved[3],
-        saved[4], D, z, delta_bias, context->saved_data["delta_softplus"].toBool(), std::nullopt,
-        if_present(saved[8]), context->saved_data["exact"].toBool(), saved[9],
-        context->saved_data["checkpoint_every"].toInt());
+               delta_bias = if_present(saved[7]), reset = if_present(saved[8]);
+    const bool delta_softplus = context->saved_data["delta_softplus"].toBool(),
+               exact = context->saved_data["exact"].toBool();
+    auto checkpoints = saved[9];
+    if (!context->saved_data["kept"].toBool()) {
+      checkpoints =
+          scan_checkpoints_again(saved[0], saved[1], saved[2], saved[3], saved[4], D, z, delta_bias,
+                                 delta_softplus, if_present(saved[10]), reset, exact);
+    }
+    auto [du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state] =
+        call_bwd(if_present(gradients[0]), if_present(gradients[1]), saved[0], saved[1], saved[2],
+                 saved[3], saved[4], D, z, delta_bias, delta_softplus, std::nullopt, reset, exact,
+                 checkpoints, context->saved_data["checkpoint_every"].toInt());
     return {du,
             ddelta,
             dA,

@@ -3,6 +3,8 @@
 #include <retain/lib/ops/selective_scan.h>
 #include <retain/lib/ops/selective_scan_tensors.h>
 
+#include <limits>
+
 namespace retain {
 namespace {
 
@@ -12,6 +14,12 @@ Tensor per_channel(const Tensor& row, int64_t channels) {
 }
 
 }  // namespace
+
+Tensor finite_rates(const Tensor& A, at::ScalarType dtype) {
+  const double most =
+      dtype == at::kDouble ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+  return A.to(dtype).clamp(-most, most);
+}
 
 std::tuple<Tensor, Tensor> selective_scan_reference(
     const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
@@ -23,7 +31,7 @@ std::tuple<Tensor, Tensor> selective_scan_reference(
                         value_or_undefined(delta_bias), delta_softplus,
                         value_or_undefined(initial_state), value_or_undefined(reset)});
   const auto dtype = state_dtype(u);
-  const auto input = u.to(dtype), decay = A.to(dtype);
+  const auto input = u.to(dtype), rates = finite_rates(A, dtype);
   auto step = delta.to(dtype);  // delta'
   if (present(delta_bias)) step = step + delta_bias->to(dtype);
   if (delta_softplus) step = at::softplus(step);  // the identity above 20
@@ -36,7 +44,7 @@ std::tuple<Tensor, Tensor> selective_scan_reference(
     const auto delta_t = step[t].unsqueeze(-1), u_t = input[t].unsqueeze(-1);
     const auto B_t = per_channel(B[t].to(dtype), u.size(2));
     const auto C_t = per_channel(C[t].to(dtype), u.size(2));
-    h = at::exp(delta_t * decay) * h + delta_t * B_t * u_t;
+    h = at::exp(delta_t * rates) * h + delta_t * B_t * u_t;
     outputs.push_back((C_t * h).sum(-1));
   }
   auto y = outputs.empty() ? at::zeros_like(input) : at::stack(outputs);

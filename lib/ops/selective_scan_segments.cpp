@@ -90,10 +90,10 @@ Tensor selective_scan_decay(const Tensor& delta, const Tensor& A, const Optional
   const auto dtype = state_dtype(delta);
   const auto cleared = present(reset) ? reset->any(0) : Tensor();
   const auto kept = cleared.defined() ? delta.masked_fill(cleared.view({1, -1, 1}), 0) : delta;
-  auto step = kept.to(dtype);
+  auto step = autocasted(kept).to(dtype);  // as the scan takes it
   if (present(delta_bias)) step = step + delta_bias->to(dtype);
   if (delta_softplus) step = at::softplus(step);
-  const auto decay = (step.sum(0).unsqueeze(-1) * A.to(dtype)).exp();
+  const auto decay = (step.sum(0).unsqueeze(-1) * finite_rates(A, dtype)).exp();
   if (!cleared.defined()) return decay;
   return decay.masked_fill(cleared.view({-1, 1, 1}), 0);
 }

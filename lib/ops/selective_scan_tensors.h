@@ -73,12 +73,20 @@ ScanBwdIntoOutputs selective_scan_bwd_into(const OptionalTensor& dy,
                                            int64_t checkpoint_every, const Tensor& dB,
                                            const Tensor& dC, const OptionalTensor& dz);
 
-/// How often a training pass keeps the state on u's device, and as what.
+/// How often the backward on u's device wants the state, as what, and whether the forward keeps
+/// them for it: where they would take more than 5/4 of u's memory it runs the forward again.
 struct ScanCheckpoints {
   int64_t every;
   at::ScalarType dtype;
+  bool kept;
 };
 ScanCheckpoints scan_checkpoints(const SelectiveScanTensors& in);
+
+/// Those of a forward run again.
+Tensor scan_checkpoints_again(SELECTIVE_SCAN_PARAMETERS);
+
+/// A in `dtype`, its infinities the largest numbers: times a delta' of 0 they are 0.
+Tensor finite_rates(const Tensor& A, at::ScalarType dtype);
 
 /// An empty tensor where the argument is absent.
 struct SelectiveScanGradients {

@@ -207,6 +207,39 @@ class Library(OpTest):
             self.assertEqual((y.dtype, last_state.dtype), (torch.bfloat16, torch.float32))
             self.assertTrue(torch.equal(y, expected[0]) and torch.equal(last_state, expected[1]))
 
+    def test_autocast_narrows_the_acting_step(self):
+        for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+            update = {name: x.detach() for name, x in to_device(update_arguments(D=32, N=16), device).items()}
+            narrow = dict(update, xz=update["xz"].to(torch.bfloat16))
+            with torch.autocast(device, torch.bfloat16):
+                outputs = ops.mamba_update(**update)
+                compiled = torch.compile(lambda **a: ops.mamba_update(**a), backend="aot_eager")(**update)
+                states = [update[name].clone() for name in ("conv_state", "ssm_state")]
+                y = ops.mamba_update_(**dict(update, conv_state=states[0], ssm_state=states[1]))
+            for got, same, in_place, expected in zip(outputs, compiled, (y, *states), ops.mamba_update(**narrow)):
+                self.assertEqual((got.dtype, same.dtype, in_place.dtype), (expected.dtype,) * 3)
+                self.assertTrue(all(torch.equal(x, expected) for x in (got, same, in_place)))
+
+    def test_a_backward_keeps_little_whatever_d_state(self):
+        for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+            for dtype in (torch.float32, torch.float16, torch.bfloat16):
+                for N in (4, 16, 20, 24, 32, 64, 128, 256):
+                    a = to_device(scan_arguments(T=256, N=N), device)
+                    for name in ("u", "delta", "B", "C", "z"):
+                        a[name] = a[name].detach().to(dtype).requires_grad_()
+                    given = {x.untyped_storage().data_ptr() for x in a.values() if isinstance(x, torch.Tensor)}
+                    kept = {}
+
+                    def keep(x):
+                        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+                        return x
+
+                    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+                        ops.selective_scan(**a)
+                    extra = sum(size for place, size in kept.items() if place not in given)
+                    with self.subTest(device=device, dtype=dtype, N=N):
+                        self.assertLessEqual(extra, 1.25 * a["u"].nbytes)
+
 
 def to_device(arguments, device):
     """The arguments as leaves on a device."""
@@ -343,6 +376,19 @@ class Promises(unittest.TestCase):
         self.assertTrue((d_delta[:, 0] == 0).all() and (d_delta[:, 1] > 0).all())
         self.assertTrue(dA.isfinite().all())
 
+    def test_segments_join_under_autocast(self):
+        a = {name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in scan_arguments(T=32).items()}
+        a["reset"] = None
+        first, second = ({name: x[half] if name in ("u", "delta", "B", "C", "z") else x for name, x in a.items()}
+                         for half in (slice(0, 16), slice(16, 32)))
+        with torch.autocast("cpu", torch.bfloat16):
+            whole = ops.selective_scan(**a)[1]
+            entering = ops.selective_scan(**first)[1]
+            alone = ops.selective_scan(**dict(second, initial_state=None))[1]
+            decay = ops.selective_scan_decay(second["delta"], a["A"], a["delta_bias"], True, None)
+        self.assertEqual(decay.dtype, torch.float32)
+        torch.testing.assert_close(decay * entering + alone, whole, rtol=1e-5, atol=1e-6)
+
     def test_states_follow_autocast(self):
         scan = {name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in scan_arguments(T=32).items()}
         with torch.autocast("cpu", torch.bfloat16):
@@ -378,6 +424,21 @@ class Promises(unittest.TestCase):
             _, last = ops.selective_scan(torch.zeros(1, 1, 1), one, torch.full((1, 1), A), one[None], one[None], None, None, None,
                                          False, one)
             self.assertEqual(last.item(), expected)
+
+    def test_an_infinite_rate_times_no_time_decays_nothing(self):
+        A = torch.tensor([[float("inf"), -float("inf"), -1]]).requires_grad_()
+        zero, matrix = torch.zeros(2, 1, 1, requires_grad=True), torch.ones(2, 1, 1, 3)
+        for T in (0, 2):
+            decay = ops.selective_scan_decay(zero[:T], A)
+            self.assertTrue(torch.equal(decay, torch.ones(1, 1, 3)))
+            self.assertTrue(all(g.isfinite().all() for g in torch.autograd.grad(decay.sum(), (zero, A))))
+        for dtype in (torch.float32, torch.float64):
+            wide = [x.to(dtype) for x in (zero, zero, A, matrix, matrix)]
+            state = torch.ones(1, 1, 3, dtype=dtype)
+            for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+                on = [x.detach().to(device) for x in (*wide, state)]
+                last = ops.selective_scan(*on[:5], None, None, None, False, on[5])[1]
+                self.assertTrue(torch.equal(last.cpu(), state))
 
 
 @unittest.skipUnless(torch.cuda.is_available(), "needs a GPU")

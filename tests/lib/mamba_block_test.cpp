@@ -1,4 +1,5 @@
 #include <ATen/autocast_mode.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -169,6 +170,30 @@ TEST(MambaBlock, GradientsOfGradientsAreRefused) {
         torch::autograd::grad({y.square().sum()}, in, {}, std::nullopt, /*create_graph=*/true);
       },
       {"mamba_block: gradients of its gradients are not implemented"});
+}
+
+TEST(MambaBlockCuda, KeepsLittleForItsBackward) {
+  RETAIN_NEEDS_CUDA();
+  const int64_t d_model = 128, rows = 4 * 1024;
+  for (const int64_t N : {16, 32, 64, 256}) {
+    const MambaProblem p{1024, 4, 2 * d_model, N, 8};
+    for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16}) {
+      SCOPED_TRACE(::testing::Message() << N << " " << dtype);
+      const auto in = leaves(cuda(to(block_inputs_of(p, d_model), dtype)));
+      auto* allocator = at::getDeviceAllocator(at::kCUDA);
+      const auto allocated = [&] {
+        return allocator->getDeviceStats(0).allocated_bytes[0].current;
+      };
+      run(mamba_block, p, in);  // what is made once
+      const auto before = allocated();
+      const auto outputs = run(mamba_block, p, in);
+      const auto kept = allocated() - before + static_cast<int64_t>(in[0].nbytes());
+      // x, xz, the convolution's y, (dt, B, C), delta, the scan's y, y; the states and A in fp32
+      const int64_t activations = rows * (12 * d_model + p.R + 2 * N) * in[0].element_size();
+      const int64_t states = 4 * p.D * (2 * N * 4 + 3 * 4 + 2 * N);
+      EXPECT_LE(static_cast<double>(kept), 1.25 * static_cast<double>(activations) + states);
+    }
+  }
 }
 
 TEST_P(MambaBlock, BadInputIsNamed) {

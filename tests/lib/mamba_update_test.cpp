@@ -71,6 +71,24 @@ TEST_P(MambaUpdate, WritesStatesOfAnyLayoutWhereTheyLie) {
   expect_bit_equal({y, conv, ssm}, {expected, new_conv, new_ssm});
 }
 
+TEST_P(MambaUpdate, WritesStatesThatShareRowsOfMemory) {
+  const at::NoGradGuard no_grad;
+  const MambaProblem p{1, 3, 32, 16, 4};
+  const auto in = here(to(inputs_of(p), at::kFloat));
+  const int64_t taps = 3 * p.D, states = p.D * p.N;
+  for (const bool ssm_first : {false, true}) {
+    const auto memory = at::zeros({p.B, taps + states}, in[0].options());
+    const auto conv = memory.narrow(1, ssm_first ? states : 0, taps).view({p.B, 3, p.D});
+    const auto ssm = memory.narrow(1, ssm_first ? 0 : taps, states).view({p.B, p.D, p.N});
+    conv.copy_(in[1]);
+    ssm.copy_(in[2]);
+    const auto y = mamba_update_(in[0][0], conv, ssm, weights_of(p, in));
+    const auto [expected, new_conv, new_ssm] =
+        mamba_update(in[0][0], in[1], in[2], weights_of(p, in));
+    expect_bit_equal({y, conv, ssm}, {expected, new_conv, new_ssm});
+  }
+}
+
 TEST_P(MambaUpdate, AResetForgetsEvenNaN) {
   const at::NoGradGuard no_grad;
   const MambaProblem p{1, 3, 20, 8, 4, 4, false};
@@ -194,6 +212,18 @@ TEST_P(MambaUpdate, BadInputIsNamed) {
   const auto expanded = in[2].narrow(0, 0, 1).expand_as(in[2]);
   expect_error([&] { mamba_update_(xz, in[1], expanded, weights); },
                {"mamba_update_: ssm_state must not overlap itself", "got strides [0, 4, 1]"});
+  const auto memory = at::zeros({2, 56}, in[0].options());
+  const auto interleaved = memory.as_strided({2, 8, 4}, {2, 4, 1});
+  expect_error([&] { mamba_update_(xz, in[1], interleaved, weights); },
+               {"mamba_update_: ssm_state must not overlap itself", "got strides [2, 4, 1]"});
+  const auto conv = memory.narrow(1, 0, 24).view({2, 3, 8});
+  const auto ssm = memory.narrow(1, 20, 32).view({2, 8, 4});
+  expect_error([&] { mamba_update_(xz, conv, ssm, weights); },
+               {"mamba_update_: conv_state and ssm_state must not overlap in memory, got tensors "
+                "that share a part of theirs"});
+  const auto narrow = to(in, at::kBFloat16);
+  expect_error([&] { mamba_update_(narrow[0][0], in[1], narrow[2], weights_of(p, narrow)); },
+               {"mamba_update_: ssm_state must be float32 to be written in place, got bfloat16"});
   auto wrong = weights;
   wrong.x_proj_weight = in[4].narrow(0, 0, 9);
   expect_error([&] { mamba_update(xz, in[1], in[2], wrong); },
