@@ -26,8 +26,8 @@ TEST_P(MambaUpdate, StepsFollowTheSequenceInFp64) {
       return on(device(), updates(p))(to(inputs_of(p), dtype));
     };
     expect_close(steps(at::kFloat), exact(at::kFloat), 1e-6);
-    expect_close(steps(at::kBFloat16), exact(at::kBFloat16), 2e-2);  // rounded between the ops
-    expect_close(steps(at::kHalf), exact(at::kHalf), 3e-3);
+    expect_close(steps(at::kBFloat16), exact(at::kBFloat16), 8e-3);  // rounded between the ops
+    expect_close(steps(at::kHalf), exact(at::kHalf), 1.2e-3);
     expect_close(steps(at::kDouble), exact(at::kDouble), 1e-13);
   }
 }
@@ -148,6 +148,43 @@ TEST_P(MambaUpdate, RowAloneIsTheRowInABatch) {
                  {whole[0].narrow(1, p.B - 1, 1), whole[1].narrow(0, p.B - 1, 1),
                   whole[2].narrow(0, p.B - 1, 1)},
                  2e-6);
+  }
+}
+
+TEST_P(MambaUpdate, FiveRunsAreTheSameBits) {
+  const at::NoGradGuard no_grad;
+  for (const auto& p : {MambaProblem{3, 7, 20, 8, 3}, MambaProblem{3, 301, 512, 16, 16}}) {
+    for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+      const auto inputs = here(to(inputs_of(p), dtype));
+      const auto first = updates(p)(inputs);
+      for (int again = 1; again < 5; ++again) expect_bit_equal(updates(p)(inputs), first);
+    }
+  }
+}
+
+TEST(MambaUpdateCuda, ARowAloneIsTheRowInABatchBitForBit) {
+  RETAIN_NEEDS_CUDA();
+  const at::NoGradGuard no_grad;
+  for (const int64_t N : {16, 32}) {
+    for (const int64_t D : {32, 64, 128, 192, 256, 384, 512, 768, 1024}) {
+      if (N == 32 && D > 512) continue;  // no kernel
+      const MambaProblem p{1, 9, D, N, (D + 31) / 32, 4, false};
+      for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+        const auto in = cuda(to(inputs_of(p), dtype));
+        const auto rows = [&](int64_t first, int64_t count) {
+          const auto part = [&](const Tensor& x) { return x.narrow(0, first, count); };
+          const auto [y, conv, ssm] =
+              mamba_update(part(in[0][0]), part(in[1]), part(in[2]), weights_of(p, in));
+          return Tensors{y, conv, ssm};
+        };
+        const auto batch = rows(0, p.B);
+        for (const int64_t b : {0, 3, 8}) {
+          SCOPED_TRACE(::testing::Message() << D << " " << N << " row " << b);
+          const auto alone = rows(b, 1);
+          for (size_t i = 0; i < 3; ++i) expect_bit_equal(alone[i], batch[i].narrow(0, b, 1));
+        }
+      }
+    }
   }
 }
 

@@ -5,6 +5,8 @@
 #include <c10/core/DeviceGuard.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <retain/lib/ops/rms_norm.h>
+#include <retain/lib/state.h>
 
 #include "lib/mamba_problem.h"
 #include "lib/selective_scan_problem.h"
@@ -282,11 +284,31 @@ TEST(ScanPitfallsCuda, ASecondDeviceGivesTheSameBits) {
         auto outcome = differentiate(op, to(inputs_of(p), dtype));
         auto all = outcome.outputs;
         all.insert(all.end(), outcome.gradients.begin(), outcome.gradients.end());
+        const auto add = [&](const Op& other, const Tensors& inputs) {
+          const Op there = [&](const Tensors& in) {
+            Tensors moved;
+            for (const auto& input : in) moved.push_back(input.to(device));
+            return cpu(other(moved));
+          };
+          const auto more = differentiate(there, to(inputs, dtype));
+          all.insert(all.end(), more.outputs.begin(), more.outputs.end());
+          all.insert(all.end(), more.gradients.begin(), more.gradients.end());
+        };
+        add(sequence(block), inputs_of(block));
+        add(
+            [](const Tensors& in) -> Tensors {
+              const auto [y, sum] = rms_norm(in[0], in[1], in[2]);
+              return {y, sum};
+            },
+            {randn({5, 3, 64}, 1), randn({64}, 2), randn({5, 3, 64}, 3)});
         Tensors in;
         for (const auto& input : to(inputs_of(block), dtype)) in.push_back(input.to(device));
         const at::NoGradGuard no_grad;
         const auto [y, conv, ssm] = mamba_update(in[0][0], in[1], in[2], weights_of(block, in));
-        for (const auto& output : cpu({y, conv, ssm})) all.push_back(output);
+        auto state = State(block.B, {{"conv", conv}, {"ssm", ssm}}).clone();
+        state.zero(at::arange(block.B, in[0].options()) < 2);
+        for (const auto& output : cpu({y, conv, ssm, state.at("conv"), state.at("ssm")}))
+          all.push_back(output);
         return all;
       };
       expect_bit_equal(run(at::Device(at::kCUDA, 1)), run(at::Device(at::kCUDA, 0)));
