@@ -5,6 +5,7 @@
 #include <retain/experiments/commands.h>
 #include <retain/experiments/evaluate.h>
 
+#include <cmath>
 #include <functional>
 #include <string>
 #include <vector>
@@ -48,18 +49,55 @@ struct OpShape {
   bool recompute = false;  ///< of a block: its forward runs again in its backward
 };
 
-/// What an op does at one size. Bytes count every input and output once.
+/// What a pass must do at least. Bytes count every input and output once.
+struct Work {
+  double bytes = 0, exponentials = 0, multiply_adds = 0;
+  double products = 0;  ///< multiply-adds of LibTorch's matrix products
+};
+
+/// What an op does at one size.
 struct OpCase {
   std::vector<at::Tensor> inputs;        ///< that get gradients
   std::function<at::Tensor()> fused;     ///< the op, to its first output
   std::function<at::Tensor()> composed;  ///< the same by LibTorch's own ops; none if there is none
-  double fwd_bytes = 0, bwd_bytes = 0;
-  double fwd_exponentials = 0, bwd_exponentials = 0;
-  double fwd_multiply_adds = 0, bwd_multiply_adds = 0;
+  Work fwd, bwd;
   double activation_bytes = 0;  ///< of all inputs and outputs of the ops of a block
   bool acting = false;  ///< a step of an agent: repeated in a CUDA graph, with what caches hold
 };
 
 OpCase make_case(const std::string& op, const OpShape& shape, at::Device device);
+
+/// What the device can do a second.
+struct Limits {
+  double bytes = 0, exponentials = 0, multiply_adds = 0;
+  double products = 0;    ///< of multiply-adds on tensor cores; 0 where there are no such products
+  bool one_unit = false;  ///< exponentials are made of multiply-adds, as on a CPU: their times add
+};
+/// Measured, those of products in `dtype`.
+Limits limits_of(const std::string& op, at::Device device, at::ScalarType dtype);
+
+/// One pass of an op; composed is NaN where there is nothing to compare with.
+struct Pass {
+  Sample fused = {};
+  double bytes = 0;                    ///< that it must move
+  double composed = NAN, share = NAN;  ///< share of the limit that binds
+  const char* limit = "-";
+};
+
+struct OpMeasurement {
+  OpShape shape;
+  Pass fwd = {}, bwd = {};
+  double peak_bytes = NAN;  ///< of the backward pass, what came before it included
+  double kept_share = NAN;  ///< of a block's activations: what its forward keeps for the backward
+};
+
+/// How an op is measured.
+struct Measuring {
+  int64_t repetitions = 20;        ///< after two to warm up
+  int64_t longest_composed = 512;  ///< steps up to which LibTorch's own ops are measured, too
+  bool graph = false;              ///< forward and backward in a CUDA graph
+};
+OpMeasurement measure_op(const std::string& op, const OpShape& shape, at::Device device,
+                         const Limits& limits, const Measuring& how);
 
 }  // namespace retain

@@ -50,11 +50,12 @@ OpCase scan_case(const Maker& m) {
   };
   const double matrices = 2 * m.rows * static_cast<double>(m.N);
   const double state_bytes = 4 * static_cast<double>(m.B * m.D * m.N);
-  made.fwd_bytes = m.size * (4 * m.elements + matrices) + 2 * state_bytes;
-  made.bwd_bytes = m.size * (7 * m.elements + 2 * matrices) + 2 * state_bytes;
-  made.fwd_exponentials = made.bwd_exponentials = m.states;
-  made.fwd_multiply_adds = 4 * m.states;
-  made.bwd_multiply_adds = 13 * m.states;
+  made.fwd = {.bytes = m.size * (4 * m.elements + matrices) + 2 * state_bytes,
+              .exponentials = m.states,
+              .multiply_adds = 4 * m.states};
+  made.bwd = {.bytes = m.size * (7 * m.elements + 2 * matrices) + 2 * state_bytes,
+              .exponentials = m.states,
+              .multiply_adds = 13 * m.states};
   return made;
 }
 
@@ -73,9 +74,10 @@ OpCase update_case(const Maker& m) {
     return std::get<0>(selective_scan_reference(step(u), step(delta), A, step(B), step(C), D,
                                                 step(z), bias, true, state, step(reset)));
   };
-  made.fwd_bytes = m.size * (4 * m.elements + 2 * m.rows * static_cast<double>(m.N)) + 8 * m.states;
-  made.fwd_exponentials = m.states;
-  made.fwd_multiply_adds = 4 * m.states;
+  const double matrices = 2 * m.rows * static_cast<double>(m.N);
+  made.fwd = {.bytes = m.size * (4 * m.elements + matrices) + 8 * m.states,
+              .exponentials = m.states,
+              .multiply_adds = 4 * m.states};
   return made;
 }
 
@@ -91,11 +93,12 @@ OpCase conv_case(const Maker& m) {
   made.composed = [=] {
     return std::get<0>(causal_conv1d_reference(x, weight, bias, true, state, reset));
   };
-  made.fwd_bytes = 2 * m.size * m.elements;
-  made.bwd_bytes = 3 * m.size * m.elements;
-  made.fwd_exponentials = made.bwd_exponentials = m.elements;
-  made.fwd_multiply_adds = kTaps * m.elements;
-  made.bwd_multiply_adds = 3 * kTaps * m.elements;
+  made.fwd = {.bytes = 2 * m.size * m.elements,
+              .exponentials = m.elements,
+              .multiply_adds = kTaps * m.elements};
+  made.bwd = {.bytes = 3 * m.size * m.elements,
+              .exponentials = m.elements,
+              .multiply_adds = 3 * kTaps * m.elements};
   return made;
 }
 
@@ -106,10 +109,8 @@ OpCase norm_case(const Maker& m) {
   made.inputs = {x, weight, residual};
   made.fused = [=] { return std::get<0>(rms_norm(x, weight, residual, 1e-5)); };
   made.composed = [=] { return std::get<0>(rms_norm_reference(x, weight, residual, 1e-5)); };
-  made.fwd_bytes = (2 * m.size + 8) * m.elements;
-  made.bwd_bytes = (2 * m.size + 4) * m.elements;
-  made.fwd_multiply_adds = 3 * m.elements;
-  made.bwd_multiply_adds = 6 * m.elements;
+  made.fwd = {.bytes = (2 * m.size + 8) * m.elements, .multiply_adds = 3 * m.elements};
+  made.bwd = {.bytes = (2 * m.size + 4) * m.elements, .multiply_adds = 6 * m.elements};
   return made;
 }
 
@@ -130,7 +131,7 @@ Tensor composed_block(const Mamba1& core, const Tensor& x, const State& state,
                                            reset));
 }
 
-/// One Mamba-1 block of d_model = channels; its products in the type's own precision.
+/// One Mamba-1 block of d_model = channels.
 OpCase block_case(const Maker& m) {
   const auto core = std::make_shared<Mamba1>(Mamba1Options{.d_model = m.D, .d_state = m.N});
   core->to(m.device, m.shape.dtype);
@@ -143,13 +144,15 @@ OpCase block_case(const Maker& m) {
     return (again ? recomputed_forward(core, x, state, reset) : core->forward(x, state, reset)).y;
   };
   made.composed = [=] { return composed_block(*core, x, state, reset); };
-  // Products of half types run on other units than multiply-adds do.
-  const double products = m.shape.dtype == at::kFloat ? static_cast<double>(core_products(m)) : 0;
-  made.fwd_multiply_adds = m.rows * products + 8 * m.states;
-  made.bwd_multiply_adds = 2 * made.fwd_multiply_adds;
-  made.fwd_exponentials = made.bwd_exponentials = 2 * m.states;
-  made.fwd_bytes = m.size * 14 * m.elements;
-  made.bwd_bytes = m.size * 28 * m.elements;
+  const double states = 2 * m.states;  // d_inner is 2 d_model
+  made.fwd = {.bytes = m.size * 14 * m.elements,
+              .exponentials = states,
+              .multiply_adds = 4 * states,
+              .products = m.rows * static_cast<double>(core_products(m))};
+  made.bwd = {.bytes = 2 * made.fwd.bytes,
+              .exponentials = states,
+              .multiply_adds = 2 * made.fwd.multiply_adds,
+              .products = 2 * made.fwd.products};
   // x, xz, the convolution's y, (dt, B, C), delta, the scan's y, y
   made.activation_bytes = m.size * m.rows * static_cast<double>(12 * m.D + dt_rank(m) + 2 * m.N);
   return made;
@@ -168,8 +171,10 @@ OpCase step_case(const Maker& m) {
   made.fused = [=] { return memory->step(x, reset); };
   made.composed = [=] { return Tensor(hidden).copy_(at::gru_cell(x, hidden, w_ih, w_hh)); };
   const double d_inner = 2 * m.elements;
-  made.fwd_bytes = 8 * d_inner * (static_cast<double>(m.N) + kTaps - 1) + 2 * m.size * m.elements;
-  made.fwd_exponentials = d_inner * static_cast<double>(m.N);
+  made.fwd = {
+      .bytes = 8 * d_inner * (static_cast<double>(m.N) + kTaps - 1) + 2 * m.size * m.elements,
+      .exponentials = d_inner * static_cast<double>(m.N),
+      .products = m.rows * static_cast<double>(core_products(m))};
   return made;
 }
 
@@ -189,7 +194,7 @@ OpCase state_case(const Maker& m) {
     return taken.at("ssm");
   };
   made.composed = [=] { return core->forward(x, state, reset).y; };
-  made.fwd_bytes = 4 * 4 * 2 * static_cast<double>(m.B * m.D * (m.N + kTaps - 1));
+  made.fwd.bytes = 4 * 4 * 2 * static_cast<double>(m.B * m.D * (m.N + kTaps - 1));
   made.acting = true;
   return made;
 }

@@ -402,6 +402,23 @@ TEST(Program, BenchMeasuresWorldsWithoutAHorizon) {
   EXPECT_EQ(result.code, 0) << result.error;
 }
 
+TEST(Program, BenchSaysWhatLimitBindsAndItsShare) {
+  TemporaryFolder folder;
+  for (const char* op : {"scan", "block"}) {
+    const Result result = retain_run({"bench", op, "--batch", "8", "--steps", "64", "--channels",
+                                      "32", "--repetitions", "3", "--json", folder / "bench.json"});
+    ASSERT_EQ(result.code, 0) << result.error;
+    const auto json = nlohmann::json::parse(testing::read_bytes(folder / "bench.json"));
+    EXPECT_GT(json.at("copy_bytes_per_second").get<double>(), 1e8);
+    for (const char* pass : {"forward", "backward"}) {
+      const auto& measured = json.at("results").at(0).at(pass);
+      EXPECT_EQ(measured.at("limit"), "exp+fma") << op << " " << pass;
+      EXPECT_GT(measured.at("share").get<double>(), 0) << op << " " << pass;
+      EXPECT_LT(measured.at("share").get<double>(), 1.1) << op << " " << pass;
+    }
+  }
+}
+
 TEST(Program, BenchMeasuresEveryOp) {
   TemporaryFolder folder;
   for (const char* op : {"scan", "conv", "norm", "update", "step", "state", "block"}) {
@@ -423,6 +440,14 @@ TEST(Program, BenchMeasuresEveryOp) {
     }
   }
   EXPECT_EQ(retain_run({"bench", "block", "--smoke", "--recompute"}).code, 0);
+  expect_usage_error({"bench", "update", "--steps", "50"}, "--steps: an update has one");
+  expect_usage_error({"bench", "conv", "--d_state", "7"}, "--d_state: a conv has none");
+  expect_usage_error({"bench", "scan", "--table", "--batch", "3"},
+                     "--batch: --table has sizes of its own");
+  expect_usage_error({"bench", "scan", "--smoke", "--batch", "3"},
+                     "--batch: --smoke has sizes of its own");
+  expect_usage_error({"bench", "scan", "--table", "--smoke"}, "--smoke: --table has sizes of its");
+  expect_usage_error({"bench", "norm", "--tf32"}, "--tf32: on a CUDA device alone");
   expect_usage_error({"bench", "scan", "--dtype", "fp8"}, "unknown dtype \"fp8\"");
   expect_usage_error({"bench", "scan", "--batch", "0"}, "--batch must be a whole number >= 1");
 }
