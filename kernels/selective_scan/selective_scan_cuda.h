@@ -87,7 +87,7 @@ inline ActivationType scan_checkpoint_type(int64_t N, ActivationType type) {
   return type == ActivationType::bf16 && N >= 8 && N <= 32 ? type : ActivationType::fp32;
 }
 
-/// How often: such that what it keeps is no larger than u, for d_state up to 64.
+/// How often: such that what it keeps is no larger than u where shared memory holds as many states.
 inline int64_t scan_checkpoint_every(int64_t N, ActivationType type) {
   const int64_t steps = element_bytes(scan_checkpoint_type(N, type)) * N / element_bytes(type);
   const int64_t wanted = (steps + kScanCudaTile - 1) / kScanCudaTile * kScanCudaTile;

@@ -21,7 +21,8 @@ using at::Tensor;
 /// delta' is 0; a NaN stays with its channel.
 ///
 /// Shapes: u, delta, z [T, B, D]; A [D, N]; B, C [T, B, G, N], G divides D; D, delta_bias [D];
-/// initial_state [B, D, N]; reset [T, B] bool. An undefined tensor counts as absent.
+/// initial_state [B, D, N]; reset [T, B] bool. An undefined tensor counts as absent. On CUDA N is
+/// at most 256.
 /// Returns y [T, B, D] of u's dtype and last_state [B, D, N] (fp32; fp64 for fp64 inputs).
 /// Differentiable in every floating-point input and through both outputs.
 ///
