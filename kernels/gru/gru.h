@@ -96,6 +96,8 @@ struct GruBwd {
 
 /// Rows whose outer products are added to the weights' gradients at once.
 inline constexpr int64_t kGruChunkRows = 128;
+/// Chunks after which their sums are added to those in fp64.
+inline constexpr int64_t kGruChunksACarry = 8;
 
 /// From one row of the scratch memory to the next; not a multiple of the cache's stride.
 template <typename Scalar>
@@ -107,13 +109,19 @@ constexpr int64_t gru_scratch_size(int64_t H) {
   return kGruChunkRows * gru_scratch_stride<Scalar>(H);
 }
 
-/// What a range of rows is added to. Gate gradients come in the order n (input side), r, z, n
-/// (hidden side): the first three meet x, the last three meet h.
+/// The elements of the gradients of weights and biases: [I, 3, gru_padded(H)] of w_ih, [H, 3, …] of
+/// w_hh, [4, …] of the biases. Gate gradients come in the order n (input side), r, z, n (hidden
+/// side): the first three meet x, the last three meet h.
+template <typename Scalar>
+constexpr int64_t gru_sums_size(int64_t I, int64_t H) {
+  return (3 * (I + H) + 4) * gru_padded<Scalar>(H);
+}
+
+/// What a range of rows is added to.
 template <typename Scalar>
 struct GruBwdSums {
-  Scalar* dw_ih;    ///< in, out: [I, 3, gru_padded(H)]
-  Scalar* dw_hh;    ///< in, out: [H, 3, gru_padded(H)]
-  Scalar* dbias;    ///< in, out: [4, gru_padded(H)]
+  double* totals;   ///< in, out: [gru_sums_size(I, H)]
+  Scalar* sums;     ///< in, out: zeros [gru_sums_size(I, H)], of the chunks on their way to totals
   Scalar* scratch;  ///< in, zeros or what another call left: [gru_scratch_size(H)]
 };
 

@@ -118,13 +118,23 @@ void add_products(Scalar* to, int64_t rows, int64_t columns, const Scalar* const
 
 template <typename Scalar>
 void flush(const GruBwd<Scalar>& p, const GruBwdSums<Scalar>& sums, Chunk<Scalar>& chunk) {
-  const int64_t padded = gru_padded<Scalar>(p.in.H);
-  add_products(sums.dw_ih, p.in.I, 3 * padded, chunk.x, chunk.dgates, 0, chunk.count);
-  add_products(sums.dw_hh, p.in.H, 3 * padded, chunk.h, chunk.dgates, padded, chunk.count);
+  const int64_t I = p.in.I, H = p.in.H, padded = gru_padded<Scalar>(H);
+  Scalar *dw_ih = sums.sums, *dw_hh = dw_ih + 3 * I * padded, *dbias = dw_hh + 3 * H * padded;
+  add_products(dw_ih, I, 3 * padded, chunk.x, chunk.dgates, 0, chunk.count);
+  add_products(dw_hh, H, 3 * padded, chunk.h, chunk.dgates, padded, chunk.count);
   for (int64_t n = 0; n < chunk.count; ++n) {
-    for (int64_t j = 0; j < 4 * padded; ++j) sums.dbias[j] += chunk.dgates[n][j];
+    for (int64_t j = 0; j < 4 * padded; ++j) dbias[j] += chunk.dgates[n][j];
   }
   chunk.count = chunk.slots = 0;
+}
+
+/// Long sums in fp64: one number in fp32 would lose what later steps add to it.
+template <typename Scalar>
+void carry(const GruBwd<Scalar>& p, const GruBwdSums<Scalar>& sums) {
+  for (int64_t i = 0; i < gru_sums_size<Scalar>(p.in.I, p.in.H); ++i) {
+    sums.totals[i] += sums.sums[i];
+    sums.sums[i] = 0;
+  }
 }
 
 /// One row at one step. In: dh, the gradient of the state after it. Out: dgates, and dh ⊙ z in dh.
@@ -199,14 +209,18 @@ void gru_pack_bwd(const GruWeights<Scalar>& weights, Scalar* packed_ih, Scalar* 
 template <typename Scalar>
 void gru_bwd(const GruBwd<Scalar>& p, const GruBwdSums<Scalar>& sums, int64_t begin, int64_t end) {
   Chunk<Scalar> chunk;
+  int64_t chunks = 0;
   for (int64_t b = begin; b < end; b += kGruTileRows) {
     const int64_t tile_end = b + kGruTileRows < end ? b + kGruTileRows : end;
     for (int64_t t = p.in.T - 1; t >= 0; --t) {
       step_back(p, sums, chunk, t, b, tile_end);
-      if (chunk.slots + kGruTileRows > kGruChunkRows) flush(p, sums, chunk);
+      if (chunk.slots + kGruTileRows <= kGruChunkRows) continue;
+      flush(p, sums, chunk);
+      if (++chunks % kGruChunksACarry == 0) carry(p, sums);
     }
   }
   flush(p, sums, chunk);
+  carry(p, sums);
 }
 
 template void gru_pack_bwd(const GruWeights<float>&, float*, float*);

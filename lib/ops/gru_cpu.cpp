@@ -86,26 +86,24 @@ std::pair<Tensor, Tensor> pack_bwd(const Arguments& args, bool needs_dx) {
 /// the bias gradients as one flat array, in the kernel's layout.
 template <typename Scalar>
 Tensor run_bwd(const kernels::GruBwd<Scalar>& params, const Arguments& args) {
-  const int64_t I = args.I(), H = args.H(), padded = kernels::gru_padded<Scalar>(H);
+  const int64_t H = args.H(), size = kernels::gru_sums_size<Scalar>(args.I(), H);
   const int64_t tiles = args.tiles(), ranges = std::min(tiles, kMostRanges);
-  const auto sums =
-      at::zeros({std::max<int64_t>(ranges, 1), (3 * (I + H) + 4) * padded}, args.zeros.options());
+  const auto totals = at::zeros({std::max<int64_t>(ranges, 1), size}, at::kDouble);
   parallel_items(ranges, 2 * args.nanoseconds(), [&](int64_t begin, int64_t end) {
+    const auto sums = at::zeros({size}, args.zeros.options());
     const auto scratch = at::zeros({kernels::gru_scratch_size<Scalar>(H)}, args.zeros.options());
     for (int64_t range = begin; range < end; ++range) {
-      Scalar* sum = mutable_pointer<Scalar>(sums) + range * sums.size(1);
       kernels::gru_bwd(params,
-                       {.dw_ih = sum,
-                        .dw_hh = sum + 3 * I * padded,
-                        .dbias = sum + 3 * (I + H) * padded,
+                       {.totals = mutable_pointer<double>(totals) + range * size,
+                        .sums = mutable_pointer<Scalar>(sums),
                         .scratch = mutable_pointer<Scalar>(scratch)},
                        tiles * range / ranges * kGruTileRows,
                        std::min(args.B(), tiles * (range + 1) / ranges * kGruTileRows));
     }
   });
-  auto total = sums[0];
-  for (int64_t range = 1; range < ranges; ++range) total.add_(sums[range]);
-  return total;
+  auto total = totals[0];
+  for (int64_t range = 1; range < ranges; ++range) total.add_(totals[range]);
+  return total.to(args.dtype);
 }
 
 /// [3H, columns] from [columns, 3, padded H]; `first` is the place of the gate r.

@@ -147,6 +147,18 @@ TEST(Gru, GradientsAreTheDifferences) {
   }
 }
 
+TEST(Gru, GradientsOfLongSequencesLoseNothing) {
+  const Problem p{131072, 16, 2, 2};
+  auto in = to(inputs_of(p), at::kFloat);
+  const auto gradients = [&](at::ScalarType dtype) {
+    Tensors values;
+    for (const auto& x : in) values.push_back(x.to(dtype).requires_grad_());
+    return torch::autograd::grad({kernel(p)(values)[0].sum()},
+                                 {values[1], values[2], values[3], values[4]});
+  };
+  expect_close(gradients(at::kFloat), gradients(at::kDouble), 1e-6);
+}
+
 TEST(Gru, GradientsFlowThroughEitherOutputAlone) {
   const Problem p{3, 2, 3, 5};
   for (const size_t output : {0, 1}) {
