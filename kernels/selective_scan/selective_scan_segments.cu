@@ -344,7 +344,10 @@ void cut_into_segments(SelectiveScanCudaInputs& in, bool backward) {
   if (warps == 0) return;
   const int64_t wanted = backward ? backward_segments(in, warps) : forward_segments(in, warps);
   if (wanted < 2) return;
-  const int64_t steps = (in.T + wanted - 1) / wanted, every = in.checkpoint_every;
+  // Where no states are kept, as where those of training are: the same segments, the same bits.
+  const int64_t every = in.checkpoint_every > kScanCudaTile ? in.checkpoint_every
+                                                            : scan_checkpoint_every(in.N, in.type);
+  const int64_t steps = (in.T + wanted - 1) / wanted;
   in.segment_steps = (steps + every - 1) / every * every;
   in.segments = (in.T + in.segment_steps - 1) / in.segment_steps;
 }

@@ -4,8 +4,10 @@
 #include <retain/lib/cores/recompute.h>
 #include <retain/lib/cores/registry.h>
 
+#include <array>
 #include <optional>
 
+#include "support/cuda.h"
 #include "support/errors.h"
 #include "support/op_checks.h"
 
@@ -77,6 +79,29 @@ TEST_P(RecomputedForward, AsAnOptionOfTheStackGivesTheSameBits) {
   const auto stack = make_core(
       {.name = GetParam(), .d_model = kWidth, .n_layers = 2, .recompute = true, .d_state = 4});
   expect_bit_equal(everything(stack, false), everything(core(), false));
+}
+
+TEST(RecomputedForwardCuda, GivesTheSameBitsInSegmentsAndInOneStep) {
+  RETAIN_NEEDS_CUDA();
+  for (const auto& [T, d_model, d_state] :
+       std::vector<std::array<int64_t, 3>>{{1000, 64, 32}, {3000, 32, 16}, {1, 128, 16}}) {
+    for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+      SCOPED_TRACE(::testing::Message() << T << " " << d_model << " " << dtype);
+      const auto core = make_core({.d_model = d_model, .d_state = d_state});
+      core->to(at::kCUDA, dtype);
+      const auto run = [&](bool recompute) {
+        const auto x = cuda(randn({T, 1, d_model}, 1)).to(dtype).requires_grad_();
+        const auto state = core->initial_state(1);
+        const auto y = (recompute ? recomputed_forward(core, x, state) : core->forward(x, state)).y;
+        auto inputs = core->parameters();
+        inputs.push_back(x);
+        auto results = torch::autograd::grad({y}, inputs, {at::ones_like(y)});
+        results.push_back(y.detach());
+        return results;
+      };
+      expect_bit_equal(run(true), run(false));
+    }
+  }
 }
 
 /// Counts its calls.

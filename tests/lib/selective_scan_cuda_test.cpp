@@ -176,8 +176,10 @@ TEST(SelectiveScanCuda, SegmentsFeelWhatTheirNearestResetLeaves) {
 
 TEST(SelectiveScanCuda, TrainingAndActingGiveTheSameBits) {
   RETAIN_NEEDS_CUDA();
-  for (const int64_t N : {6, 16, 32}) {
-    const ScanProblem p{33, 5, 20, N};
+  for (const ScanProblem& p : {ScanProblem{33, 5, 20, 6}, ScanProblem{33, 5, 20, 16},
+                               ScanProblem{33, 5, 20, 32}, ScanProblem{1000, 1, 128, 32},
+                               ScanProblem{6000, 1, 64, 16}, ScanProblem{900, 1, 24, 130}}) {
+    SCOPED_TRACE(::testing::Message() << p.T << " " << p.N);
     for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16}) {
       const auto in = to(inputs_of(p), dtype);
       expect_bit_equal(gpu(p)(in), differentiate(gpu(p), in).outputs);
