@@ -339,7 +339,7 @@ void launch_bwd(const RmsNormCudaBwd& p, CudaStream stream) {
 }  // namespace
 
 int64_t rms_norm_cuda_parts(int64_t rows, int64_t D) {
-  constexpr int64_t kMostSum = 4096;  // rows that one thread adds up
+  constexpr int64_t kMostSum = 4096;  // rows that one thread adds up, one at once or more
   int64_t at_once = 1, blocks = 528;  // that fill the device
   if (D <= kLongest) {
     dispatch_rows(D, [&](auto layout) {
@@ -347,7 +347,7 @@ int64_t rms_norm_cuda_parts(int64_t rows, int64_t D) {
       blocks = 528 * 256 / decltype(layout)::threads;
     });
   }
-  const int64_t wanted = std::max(blocks, rows / (at_once * kMostSum));
+  const int64_t wanted = std::max(blocks, rows / kMostSum);
   return std::clamp<int64_t>((rows + at_once - 1) / at_once, 1, wanted);
 }
 

@@ -125,8 +125,8 @@ void check_apart(const char* op, const char* name, const Tensor& tensor, const c
     apart = bytes(tensor[0]) <= offset && offset + bytes(other[0]) <= row;
   }
   TORCH_CHECK(apart, op, ": ", name, " and ", other_name,
-              " must not overlap in memory, got tensors that share ",
-              tensor.is_set_to(other) ? "all" : "a part", " of theirs");
+              " must not overlap or interleave in memory, got strides ", tensor.strides(), " and ",
+              other.strides(), " of one storage");
 }
 
 }  // namespace retain

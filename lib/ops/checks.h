@@ -57,7 +57,7 @@ void check_reset(const char* op, const Tensor& reset, const char* layout,
 /// What is written in place lies in memory such that no two of its elements share a place.
 void check_apart(const char* op, const char* name, const Tensor& tensor);
 
-/// Nor do any of two such tensors.
+/// Nor do any of two tensors, or their rows lie side by side in rows that hold both.
 void check_apart(const char* op, const char* name, const Tensor& tensor, const char* other_name,
                  const Tensor& other);
 

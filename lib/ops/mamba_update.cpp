@@ -155,6 +155,7 @@ void check_mamba_update_(const Tensor& xz, const Tensor& conv_state, const Tenso
                 dtype_name(state_dtype(xz)), " to be written in place, got ",
                 dtype_name(state.scalar_type()));
     check_apart(kOp, name, state);
+    check_apart(kOp, "xz", xz, name, state);
   }
   check_apart(kOp, "conv_state", conv_state, "ssm_state", ssm_state);
 }

@@ -82,7 +82,10 @@ Pair rms_norm_bwd_cpu(const OptionalTensor& dy_in, const OptionalTensor& dresidu
     parallel_items(size.items(), static_cast<double>(dx.numel()),
                    [&](int64_t begin, int64_t end) { kernels::rms_norm_bwd(params, begin, end); });
   });
-  return {dx, dweight_rows.sum(0, false, at::kDouble).to(weight.scalar_type())};
+  // A sum to one number alone would be cut by threads.
+  const auto parts = dweight_rows.size(1) == 1 ? dweight_rows.expand({-1, 2}) : dweight_rows;
+  const auto dweight = parts.sum(0, false, at::kDouble).narrow(0, 0, dweight_rows.size(1));
+  return {dx, dweight.to(weight.scalar_type(), /*non_blocking=*/false, /*copy=*/true)};
 }
 
 Pair call(const Tensor& x, const Tensor& weight, const OptionalTensor& residual, double eps) {

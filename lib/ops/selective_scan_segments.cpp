@@ -37,7 +37,7 @@ ScanFwdOutputs scan_parts(SELECTIVE_SCAN_PARAMETERS, int64_t every) {
     state = next;
   }
   if (T == 0) {
-    return {at::empty_like(u), state.clone(),
+    return {at::empty_like(autocasted(u)), state.clone(),
             at::empty({0, sizes[0], sizes[1], sizes[2]}, options)};
   }
   return {at::cat(outputs), state, at::stack(states)};

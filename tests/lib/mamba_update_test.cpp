@@ -256,8 +256,11 @@ TEST_P(MambaUpdate, BadInputIsNamed) {
   const auto conv = memory.narrow(1, 0, 24).view({2, 3, 8});
   const auto ssm = memory.narrow(1, 20, 32).view({2, 8, 4});
   expect_error([&] { mamba_update_(xz, conv, ssm, weights); },
-               {"mamba_update_: conv_state and ssm_state must not overlap in memory, got tensors "
-                "that share a part of theirs"});
+               {"mamba_update_: conv_state and ssm_state must not overlap or interleave in memory",
+                "got strides [56, 8, 1] and [56, 4, 1] of one storage"});
+  const auto of_conv = in[1].view({2, 24}).narrow(1, 0, 16);
+  expect_error([&] { mamba_update_(of_conv, in[1], in[2], weights); },
+               {"mamba_update_: xz and conv_state must not overlap or interleave in memory"});
   const auto narrow = to(in, at::kBFloat16);
   expect_error([&] { mamba_update_(narrow[0][0], in[1], narrow[2], weights_of(p, narrow)); },
                {"mamba_update_: ssm_state must be float32 to be written in place, got bfloat16"});
