@@ -26,7 +26,7 @@ struct alignas(16) BwdShared {
   float by_input[kTile][row], by_decay[kTile][row], y[kTile][row];  ///< sums over n
   float u[kTile][Layout::channels], slope[kTile][Layout::channels];
   float dz[kTile][Layout::channels];  ///< dL/dout · silu'(z), which lacks the factor y
-  float by_warp[Layout::warps][kTile][2 * Layout::padded_n];  ///< dB, then dC
+  float by_warp[Layout::warps][kPart][2 * Layout::padded_n];  ///< a part's dB, then dC
   float bias[Layout::channels], D[Layout::channels];
   float4 dD[Layout::fours_a_thread][Layout::threads],
       dbias[Layout::fours_a_thread][Layout::threads];
@@ -195,7 +195,7 @@ __device__ __forceinline__ void reverse_part(
       h[s + 1][n] = fmaf(a[s][n], before, __fmul_rn(step.y, B[n]));
     }
   }
-  float* by_warp = &shared.by_warp[threadIdx.x / 32][offset][0];
+  float* by_warp = &shared.by_warp[threadIdx.x / 32][0][0];
 #pragma unroll
   for (int first = kPart - Layout::group; first >= 0; first -= Layout::group) {
     float by_input[Layout::group] = {}, by_decay[Layout::group] = {}, y[Layout::group] = {};
@@ -282,17 +282,17 @@ __device__ void finish_tile(const SelectiveScanCudaBwd& p, const BlockPlace& pla
   }
 }
 
-/// dB and dC of a tile, summed over the warps.
+/// dB and dC of a part's `steps`, the first of them `at_step`, summed over the warps.
 template <class Layout>
-__device__ void store_pairs(const SelectiveScanCudaBwd& p, const BlockPlace& place, int64_t tile,
+__device__ void store_pairs(const SelectiveScanCudaBwd& p, const BlockPlace& place, int64_t at_step,
                             int steps, const BwdShared<Layout>& shared) {
   constexpr int kWidth = 2 * Layout::padded_n;
   const auto& in = p.in;
   const int64_t stride_t = in.B * in.G * in.N;
   const int64_t at =
-      (place.channel_block * in.T + tile) * stride_t + (place.b * in.G + place.group) * in.N;
+      (place.channel_block * in.T + at_step) * stride_t + (place.b * in.G + place.group) * in.N;
 #pragma unroll
-  for (int first = 0; first < kTile * kWidth; first += Layout::threads) {
+  for (int first = 0; first < kPart * kWidth; first += Layout::threads) {
     const int i = first + threadIdx.x;
     const int step = i / kWidth, n = i % Layout::padded_n;
     if (n >= in.N || step >= steps) continue;
@@ -426,12 +426,13 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void scan_bw
         } else {
           reverse_part<Layout, false>(shared, me, A, offset, steps - offset, here, h, g, tile_dA);
         }
+        __syncthreads();
+        store_pairs<Layout>(p, place, tile + offset, steps - offset, shared);
+        __syncthreads();
       }
 #pragma unroll
       for (int n = 0; n < kStates; ++n) dA[n] += tile_dA[n];
-      __syncthreads();
       finish_tile<T, Layout>(p, place, mine, tile, steps, shared);
-      store_pairs<Layout>(p, place, tile, steps, shared);
       __syncthreads();
     }
   }

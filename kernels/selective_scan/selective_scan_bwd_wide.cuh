@@ -42,9 +42,9 @@ struct ScanLayout {
 template <typename Run>
 void dispatch_wide_layout(int64_t N, const Run& run) {
   if (N <= 32) return run(ScanLayout<8, 4, 256>{});
-  if (N <= 64) return run(ScanLayout<16, 4, 128>{});
-  if (N <= 128) return run(ScanLayout<32, 4, 128>{});
-  return run(ScanLayout<32, 8, 128>{});
+  if (N <= 64) return run(ScanLayout<16, 4, 256>{});
+  if (N <= 128) return run(ScanLayout<32, 4, 256>{});
+  return run(ScanLayout<32, 8, 256>{});
 }
 
 /// A thread's place inside its block.

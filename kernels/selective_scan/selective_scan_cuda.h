@@ -91,7 +91,7 @@ inline ActivationType scan_checkpoint_type(int64_t N, ActivationType type) {
 inline int64_t scan_checkpoint_every(int64_t N, ActivationType type) {
   const int64_t steps = element_bytes(scan_checkpoint_type(N, type)) * N / element_bytes(type);
   const int64_t wanted = (steps + kScanCudaTile - 1) / kScanCudaTile * kScanCudaTile;
-  return std::clamp<int64_t>(wanted, kScanCudaTile, N > 128 ? 64 : 128);
+  return std::clamp<int64_t>(wanted, kScanCudaTile, N > 128 ? 32 : 128);
 }
 
 /// Sets segments and segment_steps by a fixed rule on the sizes: one segment where rows and
