@@ -396,6 +396,10 @@ class Promises(unittest.TestCase):
             got = ops.selective_scan_states(every=16, **scan)
         self.assertEqual((got[0].dtype, got[2].dtype), (torch.bfloat16, torch.float32))
         self.assertTrue(torch.equal(got[0], y) and torch.equal(got[1], last))
+        none = {name: x[:0] if name in ("u", "delta", "B", "C", "z", "reset") else x for name, x in scan.items()}
+        with torch.autocast("cpu", torch.bfloat16):
+            types = {ops.selective_scan_states(every=every, **none)[0].dtype for every in (3, 16)}
+        self.assertEqual(types, {torch.bfloat16})
 
     def test_tangents_are_refused(self):
         x, w = torch.ones(2, 1, 3), torch.ones(3)
