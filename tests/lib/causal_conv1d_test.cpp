@@ -256,8 +256,7 @@ TEST_P(CausalConv1d, ReadsStridedViews) {
     for (const auto& view : views) {
       ASSERT_FALSE(view.is_contiguous());
       const auto got = with(view);
-      expect_bit_equal(got.outputs, expected.outputs);
-      expect_bit_equal(got.gradients, expected.gradients);
+      expect_bit_equal(got, expected);
     }
     // A row that begins anywhere in memory takes another way to the same outputs.
     const auto got =

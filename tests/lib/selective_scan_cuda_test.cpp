@@ -337,8 +337,7 @@ TEST(SelectiveScanCuda, ReadsStridedAndExpandedViews) {
     return cpu(ScanArguments(p.options, moved, cuda(reset_of(p))).run());
   };
   const auto got = differentiate(viewed, in);
-  expect_bit_equal(got.outputs, expected.outputs);
-  expect_bit_equal(got.gradients, expected.gradients);
+  expect_bit_equal(got, expected);
 
   auto arguments = on_cuda(arguments_of(p));
   arguments.u = arguments.u.narrow(0, 0, 1).expand({p.T, p.B, p.D});
@@ -366,8 +365,7 @@ TEST(SelectiveScanCuda, ReadsBAndCBehindADtRankOfTwo) {
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
     const auto in = to(inputs_of(p), dtype);
     const auto got = differentiate(behind_dt, in), expected = differentiate(gpu(p), in);
-    expect_bit_equal(got.outputs, expected.outputs);
-    expect_bit_equal(got.gradients, expected.gradients);
+    expect_bit_equal(got, expected);
   }
 }
 
@@ -454,12 +452,7 @@ TEST(SelectiveScanCuda, FiveRunsGiveTheSameBits) {
        {ScanProblem{129, 33, 96, 16}, ScanProblem{4099, 1, 40, 16}, ScanProblem{129, 33, 96, 32}}) {
     for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16}) {
       const auto in = to(inputs_of(p), dtype);
-      const auto first = differentiate(gpu(p), in);
-      for (int run = 1; run < 5; ++run) {
-        const auto again = differentiate(gpu(p), in);
-        expect_bit_equal(again.outputs, first.outputs);
-        expect_bit_equal(again.gradients, first.gradients);
-      }
+      expect_same_in_five_runs(gpu(p), in);
     }
   }
 }

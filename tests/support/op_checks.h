@@ -64,6 +64,17 @@ inline Outcome differentiate(const Op& op, Tensors inputs, at::ScalarType dtype 
   return outcome;
 }
 
+inline void expect_bit_equal(const Outcome& a, const Outcome& b) {
+  expect_bit_equal(a.outputs, b.outputs);
+  expect_bit_equal(a.gradients, b.gradients);
+}
+
+/// Values and gradients of five runs are the same bits.
+inline void expect_same_in_five_runs(const Op& op, const Tensors& inputs) {
+  const auto first = differentiate(op, inputs);
+  for (int again = 1; again < 5; ++again) expect_bit_equal(differentiate(op, inputs), first);
+}
+
 /// The op in `dtype` against the reference in fp64 on the same (rounded) numbers.
 inline void expect_matches_reference(const Op& op, const Op& reference, const Tensors& inputs,
                                      at::ScalarType dtype, double tolerance,
@@ -96,8 +107,7 @@ inline void expect_same_with_any_threads(const Op& op, const Tensors& inputs) {
   at::set_num_threads(2);
   const auto two = differentiate(op, inputs);
   at::set_num_threads(threads);
-  expect_bit_equal(one.outputs, two.outputs);
-  expect_bit_equal(one.gradients, two.gradients);
+  expect_bit_equal(one, two);
 }
 
 /// True with the given probability, by the seed alone.
