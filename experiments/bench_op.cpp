@@ -122,6 +122,8 @@ Options options_of(const std::string& op, OpBench& bench) {
   return options;
 }
 
+bool has_one_step(const std::string& op) { return op == "update" || op == "step"; }
+
 /// Throws UsageError where an option would change nothing.
 void check_options(const std::string& op, const Options& options, const OpBench& bench) {
   const auto refuse = [&](std::initializer_list<const char*> names, const std::string& reason) {
@@ -130,26 +132,24 @@ void check_options(const std::string& op, const Options& options, const OpBench&
     }
   };
   if (op != "block") refuse({"recompute"}, "of a block alone");
-  const bool one_step = op == "update" || op == "step";
-  if (one_step) refuse({"steps"}, "an " + op + " has one");
+  if (has_one_step(op)) refuse({"steps"}, "an " + op + " has one");
   if (op == "conv" || op == "norm") refuse({"d_state"}, "a " + op + " has none");
   if (bench.table || bench.smoke) {
     const std::string given = bench.table ? "--table" : "--smoke";
     if (bench.table) refuse({"smoke"}, given + " has sizes of its own");
     refuse({"batch", "steps", "channels", "d_state"}, given + " has sizes of its own");
   }
-  const bool cpu = at::Device(bench.device).is_cpu(), trains = !one_step && op != "state";
+  const bool cpu = at::Device(bench.device).is_cpu(), trains = !has_one_step(op) && op != "state";
   if (cpu || !trains) refuse({"graph"}, "of a scan, conv, norm or block on a CUDA device alone");
   if (cpu) refuse({"tf32"}, "on a CUDA device alone");
 }
 
 std::vector<OpShape> shapes_of(const std::string& op, const OpBench& bench) {
-  const bool one_step = op == "update" || op == "step";
   std::vector<OpShape> shapes = {bench.shape};
   if (bench.table) shapes = table_of(op, at::Device(bench.device).is_cpu());
   if (bench.smoke) shapes = {{2, 5, 8, 4}};
   for (auto& shape : shapes) {
-    if (one_step) shape.steps = 1;
+    if (has_one_step(op)) shape.steps = 1;
     shape.dtype = dtype_of(bench.dtype);
     shape.recompute = bench.shape.recompute;
   }

@@ -339,7 +339,7 @@ void launch_bwd(const RmsNormCudaBwd& p, CudaStream stream) {
 }  // namespace
 
 int64_t rms_norm_cuda_parts(int64_t rows, int64_t D) {
-  constexpr int64_t kMostSum = 4096;  // rows that one thread adds up, one at once or more
+  constexpr int64_t kMostSum = 4096;  // rows that a thread adds up where it takes one at a time
   int64_t at_once = 1, blocks = 528;  // that fill the device
   if (D <= kLongest) {
     dispatch_rows(D, [&](auto layout) {

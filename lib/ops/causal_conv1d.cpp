@@ -1,6 +1,6 @@
 #include <ATen/ATen.h>
-#include <ATen/autocast_mode.h>
 #include <retain/kernels/causal_conv1d/causal_conv1d.h>
+#include <retain/lib/ops/casts.h>
 #include <retain/lib/ops/causal_conv1d.h>
 #include <retain/lib/ops/causal_conv1d_tensors.h>
 #include <retain/lib/ops/checks.h>
@@ -203,15 +203,12 @@ Pair causal_conv1d_autograd(const Tensor& x, const Tensor& weight, const Optiona
 }
 
 /// Autocast: activations in the narrow type; weights and state stay as they are.
-template <at::DeviceType kDevice>
 Pair causal_conv1d_autocast(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                             bool silu, const OptionalTensor& initial_state,
                             const OptionalTensor& reset) {
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
-      at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  const auto dtype = at::autocast::get_autocast_dtype(kDevice);
-  return call(at::autocast::cached_cast(dtype, x, kDevice), weight, bias, silu, initial_state,
-              reset);
+  const auto narrow = autocasted(x);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  return call(narrow, weight, bias, silu, initial_state, reset);
 }
 
 }  // namespace
@@ -348,13 +345,9 @@ TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) {
   m.impl("causal_conv1d_bwd", causal_conv1d_bwd);
 }
 
-TORCH_LIBRARY_IMPL(retain, AutocastCPU, m) {
-  m.impl("causal_conv1d", causal_conv1d_autocast<at::kCPU>);
-}
+TORCH_LIBRARY_IMPL(retain, AutocastCPU, m) { m.impl("causal_conv1d", causal_conv1d_autocast); }
 
-TORCH_LIBRARY_IMPL(retain, AutocastCUDA, m) {
-  m.impl("causal_conv1d", causal_conv1d_autocast<at::kCUDA>);
-}
+TORCH_LIBRARY_IMPL(retain, AutocastCUDA, m) { m.impl("causal_conv1d", causal_conv1d_autocast); }
 
 TORCH_LIBRARY_IMPL(retain, Autograd, m) {
   m.impl("causal_conv1d", causal_conv1d_autograd);

@@ -97,7 +97,7 @@ void check_reset(const char* op, const Tensor& reset, const char* layout,
 }
 
 void check_apart(const char* op, const char* name, const Tensor& tensor) {
-  if (is_symbolic(tensor) || tensor.numel() == 0) return;
+  if (is_symbolic(tensor) || tensor.is_non_overlapping_and_dense()) return;
   int64_t extent = 1;
   bool apart = true;
   for (const auto& [stride, size] : steps_of(tensor)) {

@@ -123,11 +123,10 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     context->set_materialize_grads(false);
     context->save_for_backward({input, in_proj_weight, out_proj_weight, conv_state, xz, taps,
                                 taps_bias, x, x_proj, dt_proj, dt_B_C, delta, A, D_skip, delta_bias,
-                                checkpoints, value_or_undefined(reset),
+                                wanted.kept ? checkpoints : Tensor(), value_or_undefined(reset),
                                 wanted.kept ? Tensor() : ssm_state});
     context->saved_data["y"] = y;
     context->saved_data["every"] = wanted.every;
-    context->saved_data["kept"] = wanted.kept;
     context->saved_data["dt_rank"] = dt_proj_weight.size(1);
     context->saved_data["types"] = numbers_of(types_of(small, /*wide=*/false));
     return {product(y, out_proj_weight.t()), new_conv_state, new_ssm_state};
@@ -155,7 +154,7 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     const auto x_z = xz.chunk(2, -1);
     const Projected projected(dt_B_C, dt_columns.size(0), A.size(1));
     auto checkpoints = saved[15];
-    if (!context->saved_data["kept"].toBool()) {
+    if (!checkpoints.defined()) {
       checkpoints = scan_checkpoints_again(x, delta, A, projected.B, projected.C, D_skip, x_z[1],
                                            delta_bias, true, saved[17], reset, false);
     }

@@ -1,8 +1,8 @@
 #include <retain/lib/ops/mamba_update.h>
 
 #include <ATen/ATen.h>
-#include <ATen/autocast_mode.h>
 #include <retain/lib/dtype_name.h>
+#include <retain/lib/ops/casts.h>
 #include <retain/lib/ops/find_op.h>
 #include <retain/lib/ops/gradients.h>
 #include <retain/lib/ops/mamba_block.h>
@@ -76,13 +76,12 @@ Tensor update_autograd_(MAMBA_UPDATE_PARAMETERS) {
 }
 
 /// Autocast: the input in the narrow type; weights and states stay as they are.
-template <at::DeviceType kDevice, auto& kCall>
+template <auto& kCall>
 auto update_autocast(MAMBA_UPDATE_PARAMETERS) {
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
-      at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  const auto dtype = at::autocast::get_autocast_dtype(kDevice);
-  return kCall(at::autocast::cached_cast(dtype, xz, kDevice), conv_state, ssm_state, conv_weight,
-               conv_bias, x_proj_weight, dt_proj_weight, dt_proj_bias, A_log, D, reset);
+  const auto narrow = autocasted(xz);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  return kCall(narrow, conv_state, ssm_state, conv_weight, conv_bias, x_proj_weight, dt_proj_weight,
+               dt_proj_bias, A_log, D, reset);
 }
 
 /// In inference mode, too: a graph recorded before may have kept the states.
@@ -206,13 +205,13 @@ TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(retain, AutocastCPU, m) {
-  m.impl("mamba_update", update_autocast<at::kCPU, call_update>);
-  m.impl("mamba_update_", update_autocast<at::kCPU, call_update_>);
+  m.impl("mamba_update", update_autocast<call_update>);
+  m.impl("mamba_update_", update_autocast<call_update_>);
 }
 
 TORCH_LIBRARY_IMPL(retain, AutocastCUDA, m) {
-  m.impl("mamba_update", update_autocast<at::kCUDA, call_update>);
-  m.impl("mamba_update_", update_autocast<at::kCUDA, call_update_>);
+  m.impl("mamba_update", update_autocast<call_update>);
+  m.impl("mamba_update_", update_autocast<call_update_>);
 }
 
 TORCH_LIBRARY_IMPL(retain, ADInplaceOrView, m) { m.impl("mamba_update_", update_and_count_); }

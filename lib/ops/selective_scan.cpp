@@ -1,9 +1,9 @@
 #include <retain/lib/ops/selective_scan.h>
 
 #include <ATen/ATen.h>
-#include <ATen/autocast_mode.h>
 #include <retain/kernels/selective_scan/selective_scan.h>
 #include <retain/kernels/selective_scan/selective_scan_cuda.h>
+#include <retain/lib/ops/casts.h>
 #include <retain/lib/ops/checks.h>
 #include <retain/lib/ops/find_op.h>
 #include <retain/lib/ops/gradients.h>
@@ -191,13 +191,12 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
     context->set_materialize_grads(false);
     context->save_for_backward({u, delta, A, B, C, value_or_undefined(D), value_or_undefined(z),
                                 value_or_undefined(delta_bias), value_or_undefined(reset),
-                                checkpoints,
+                                wanted.kept ? checkpoints : Tensor(),
                                 wanted.kept ? Tensor() : value_or_undefined(initial_state)});
     context->saved_data["delta_softplus"] = delta_softplus;
     context->saved_data["has_initial_state"] = present(initial_state);
     context->saved_data["exact"] = exact;
     context->saved_data["checkpoint_every"] = wanted.every;
-    context->saved_data["kept"] = wanted.kept;
     return {y, last_state};
   }
 
@@ -210,7 +209,7 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
     const bool delta_softplus = context->saved_data["delta_softplus"].toBool(),
                exact = context->saved_data["exact"].toBool();
     auto checkpoints = saved[9];
-    if (!context->saved_data["kept"].toBool()) {
+    if (!checkpoints.defined()) {
       checkpoints =
           scan_checkpoints_again(saved[0], saved[1], saved[2], saved[3], saved[4], D, z, delta_bias,
                                  delta_softplus, if_present(saved[10]), reset, exact);
@@ -249,14 +248,12 @@ ScanOutputs scan_autograd(SELECTIVE_SCAN_PARAMETERS) {
 
 // Autocast: activations in the narrow type; weights and state stay as they are.
 
-template <at::DeviceType kDevice>
 ScanOutputs scan_autocast(SELECTIVE_SCAN_PARAMETERS) {
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
-      at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  const auto dtype = at::autocast::get_autocast_dtype(kDevice);
-  const auto narrow = [&](const Tensor& x) { return at::autocast::cached_cast(dtype, x, kDevice); };
-  const auto narrow_z = present(z) ? OptionalTensor(narrow(*z)) : z;
-  return call_scan(narrow(u), narrow(delta), A, narrow(B), narrow(C), D, narrow_z, delta_bias,
+  const auto narrow_u = autocasted(u), narrow_delta = autocasted(delta), narrow_B = autocasted(B),
+             narrow_C = autocasted(C);
+  const auto narrow_z = present(z) ? OptionalTensor(autocasted(*z)) : z;
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  return call_scan(narrow_u, narrow_delta, A, narrow_B, narrow_C, D, narrow_z, delta_bias,
                    delta_softplus, initial_state, reset, exact);
 }
 
@@ -345,9 +342,9 @@ TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) {
   m.impl("selective_scan_bwd", bwd);
 }
 
-TORCH_LIBRARY_IMPL(retain, AutocastCPU, m) { m.impl("selective_scan", scan_autocast<at::kCPU>); }
+TORCH_LIBRARY_IMPL(retain, AutocastCPU, m) { m.impl("selective_scan", scan_autocast); }
 
-TORCH_LIBRARY_IMPL(retain, AutocastCUDA, m) { m.impl("selective_scan", scan_autocast<at::kCUDA>); }
+TORCH_LIBRARY_IMPL(retain, AutocastCUDA, m) { m.impl("selective_scan", scan_autocast); }
 
 TORCH_LIBRARY_IMPL(retain, Autograd, m) {
   m.impl("selective_scan", scan_autograd);
