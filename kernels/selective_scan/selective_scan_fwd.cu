@@ -29,32 +29,48 @@ struct Tiles {
 /// Where the state goes every so many steps.
 template <class Layout>
 struct Checkpoints {
+  static constexpr int kNever = 1 << 30;
   void* to;  ///< or nullptr
   bool in_bf16;
+  bool whole;           ///< the thread's states are all there, in aligned fours
   int every, left = 0;  ///< steps from one to the next, and until the next
   int64_t at, all_states;
 
   __device__ __forceinline__ Checkpoints(const SelectiveScanCudaFwd& p, const WarpPlace<Layout>& me)
       : to(p.checkpoints),
-        in_bf16(p.in.checkpoint_type == ActivationType::bf16),
-        every(static_cast<int>(p.in.checkpoint_every)),
+        in_bf16(to != nullptr && p.in.checkpoint_type == ActivationType::bf16),
+        whole(Layout::states >= 4 && p.in.N % 4 == 0 && p.in.N - me.n >= Layout::states &&
+              me.channels - me.channel >= Layout::own && reinterpret_cast<uintptr_t>(to) % 16 == 0),
+        every(to == nullptr ? kNever : static_cast<int>(p.in.checkpoint_every)),
         at(me.begin / p.in.checkpoint_every * p.in.B * p.in.D * p.in.N + me.state),
         all_states(p.in.B * p.in.D * p.in.N) {}
 
   /// Whether none comes after the first of so many steps.
   __device__ __forceinline__ bool none_within(int steps) const {
-    return to == nullptr || (left == 0 ? every : left) >= steps;
+    return (left == 0 ? every : left) >= steps;
+  }
+
+  template <typename T>
+  __device__ __forceinline__ void store(T* states, const OwnStates<Layout>& h, int64_t N,
+                                        const WarpPlace<Layout>& me) const {
+    if (!whole) return store_states<Layout>(states, N, me, h);
+#pragma unroll
+    for (int k = 0; k < Layout::own; ++k) {
+#pragma unroll
+      for (int j = 0; j + 4 <= Layout::states; j += 4) {
+        store_word(states + k * N + j, {h[k][j], h[k][j + 1], h[k][j + 2], h[k][j + 3]});
+      }
+    }
   }
 
   /// Before `steps` steps.
   __device__ __forceinline__ void keep(const OwnStates<Layout>& h, int64_t N,
                                        const WarpPlace<Layout>& me, int steps) {
-    if (to == nullptr) return;
     if (left == 0) {
       if (in_bf16) {
-        store_states<Layout>(static_cast<__nv_bfloat16*>(to) + at, N, me, h);
-      } else {
-        store_states<Layout>(static_cast<float*>(to) + at, N, me, h);
+        store(static_cast<__nv_bfloat16*>(to) + at, h, N, me);
+      } else if (to != nullptr) {
+        store(static_cast<float*>(to) + at, h, N, me);
       }
       at += all_states;
       left = every;
@@ -80,7 +96,7 @@ struct StepInputs {
 template <class Layout>
 constexpr int kShort = Layout::own* Layout::states > 8 ? 4 : 8;
 template <class Layout>
-constexpr int kGroup = Layout::own* Layout::states > 8 ? 4 : std::min(16, kTileSteps<Layout>);
+constexpr int kGroup = std::min(Layout::own* Layout::states > 8 ? 8 : 16, kTileSteps<Layout>);
 constexpr int64_t kFullBlocks = 200;  ///< that fill any GPU but the last few multiprocessors
 
 /// A group of steps. Sums are written after the inputs of the next steps are read, which the
@@ -125,8 +141,9 @@ __device__ __forceinline__ void scan_tile(FwdTile<Layout>& tile, const WarpPlace
     checkpoints.keep(h, N, me, kTileSteps<Layout>);
     return scan_group<false, kTileSteps<Layout>>(tile, me, A, 0, 0, h);
   }
+  const int end = kGroup<Layout> == kTileSteps<Layout> ? kGroup<Layout> : steps;
 #pragma unroll 1
-  for (int first = 0; first < steps; first += kGroup<Layout>) {
+  for (int first = 0; first < end; first += kGroup<Layout>) {
     checkpoints.keep(h, N, me, kGroup<Layout>);
     const unsigned here = resets >> first & ((1u << kGroup<Layout>)-1);
     if (here == 0) {
@@ -162,21 +179,21 @@ __device__ __forceinline__ void scan(const SelectiveScanCudaFwd& p, const WarpPl
   if (me.segment == in.segments - 1) store_states<Layout>(p.last_state + me.state, in.N, me, h);
 }
 
-/// What turns Σ C h into the output: y = (sum + skip) gate.
+/// What turns Σ C h into the output, as it lies in memory: y = (sum + D u) silu(z).
+template <class Layout, typename T>
 struct Finish {
-  float4 skip, gate;
+  Four<T> u[kRounds<Layout>], z[kRounds<Layout>];
 };
 
 __device__ __forceinline__ float silu(float z) { return __fmul_rn(z, sigmoid(z)); }
 
-/// Step sizes, drives and resets of a tile into shared memory; what its outputs need into `finish`.
-/// Steps past the end have a delta' of 0 and so no effect.
+/// Step sizes, drives and resets of a tile into shared memory. Steps past the end have a
+/// delta' of 0 and so no effect.
 template <class Layout, typename T>
 __device__ __forceinline__ void put_steps(const SelectiveScanCudaInputs& in,
-                                          const WarpPlace<Layout>& me, float4 D, float4 bias,
-                                          int steps, const ChannelInputs<Layout, T>& from,
-                                          FwdTile<Layout>& tile,
-                                          Finish (&finish)[kRounds<Layout>]) {
+                                          const WarpPlace<Layout>& me, float4 bias, int steps,
+                                          const ChannelInputs<Layout, T>& from,
+                                          FwdTile<Layout>& tile) {
   using Inputs = ChannelInputs<Layout, T>;
   const unsigned resets = reset_bits(from.reset != 0);
   if (Inputs::thread() == 0) tile.resets = resets;
@@ -190,17 +207,27 @@ __device__ __forceinline__ void put_steps(const SelectiveScanCudaInputs& in,
 #pragma unroll
   for (int r = 0; r < Inputs::rounds; ++r) {
     const int step = r * Layout::steps + me.four_step;
-    const float4 u = widen<T>(from.u[r]);
     if (step >= steps) size[r] = {};
-    put_step<Layout>(tile.step[step], me, size[r], times4(size[r], u));
-    finish[r] = {times4(D, u), {1.f, 1.f, 1.f, 1.f}};
+    put_step<Layout>(tile.step[step], me, size[r], times4(size[r], widen<T>(from.u[r])));
   }
-  if (in.z.data != nullptr) {
+}
+
+/// The outputs of a tile.
+template <bool kGated, class Layout, typename T>
+__device__ __forceinline__ void finish_tile(const FwdTile<Layout>& tile,
+                                            const WarpPlace<Layout>& me, float4 D, int steps,
+                                            const Finish<Layout, T>& by, T* y_at,
+                                            int64_t stride_t) {
 #pragma unroll
-    for (int r = 0; r < Inputs::rounds; ++r) {
-      const float4 z = widen<T>(from.z[r]);
-      finish[r].gate = {silu(z.x), silu(z.y), silu(z.z), silu(z.w)};
+  for (int r = 0; r < kRounds<Layout>; ++r) {
+    const int step = r * Layout::steps + me.four_step;
+    if (step >= steps) continue;
+    float4 y = tile.y[step].get(me) + times4(D, widen<T>(by.u[r]));
+    if (kGated) {
+      const float4 z = widen<T>(by.z[r]);
+      y = times4(y, {silu(z.x), silu(z.y), silu(z.z), silu(z.w)});
     }
+    store_four(y_at + r * Layout::steps * stride_t, y, me.channels - me.four, me.whole);
   }
 }
 
@@ -225,39 +252,35 @@ __device__ __forceinline__ void serve(const SelectiveScanCudaFwd& p, const WarpP
       if (!Layout::helped) pairs.fetch(in, fetched.steps, false, aligned.pairs);
     }
   };
-  const auto put = [&](FwdTile<Layout>& tile, Finish(&finish)[kRounds<Layout>]) {
+  Finish<Layout, T> now, next;  // of the tile that is scanned, of the one after it
+  const auto put = [&](FwdTile<Layout>& tile) {
     if (!Layout::helped) pairs.put(tile);
-    put_steps(in, me, D, bias, fetched.steps, inputs, tile, finish);
+    put_steps(in, me, bias, fetched.steps, inputs, tile);
+#pragma unroll
+    for (int r = 0; r < kRounds<Layout>; ++r) {
+      next.u[r] = inputs.u[r];
+      next.z[r] = inputs.z[r];
+    }
     fetched.next();
     fetch();
   };
   T* y_at = me.template at<T>(p.y, me.begin);
-  int done = 0;  // steps of the tile that was scanned last
-  Finish now[kRounds<Layout>] = {}, next[kRounds<Layout>];
   fetch();
-  put(shared[0], next);
+  put(shared[0]);
   __syncthreads();
-  const auto finish = [&](const FwdTile<Layout>& tile) {
-#pragma unroll
-    for (int r = 0; r < kRounds<Layout>; ++r) {
-      const int step = r * Layout::steps + me.four_step;
-      if (step >= done) continue;
-      const float4 y = times4(tile.y[step].get(me) + now[r].skip, now[r].gate);
-      store_four(y_at + r * Layout::steps * p.y.stride_t, y, me.channels - me.four, me.whole);
-    }
-    y_at += done * p.y.stride_t;
-  };
-  // While a tile is scanned: finishes the one before it, prepares the one after it.
+  // While a tile is scanned: prepares the one after it. Finishes it while that one is scanned.
 #pragma unroll 1
   for (int i = 0; tiles.steps > 0; i ^= 1) {
-    finish(shared[i ^ 1]);
-#pragma unroll
-    for (int r = 0; r < kRounds<Layout>; ++r) now[r] = next[r];
-    done = tiles.steps;
-    put(shared[i ^ 1], next);
-    tiles.next();
+    now = next;
+    put(shared[i ^ 1]);
     __syncthreads();
-    if (tiles.steps == 0) finish(shared[i]);
+    if (in.z.data != nullptr) {
+      finish_tile<true>(shared[i], me, D, tiles.steps, now, y_at, p.y.stride_t);
+    } else {
+      finish_tile<false>(shared[i], me, D, tiles.steps, now, y_at, p.y.stride_t);
+    }
+    y_at += kTileSteps<Layout> * p.y.stride_t;
+    tiles.next();
   }
 }
 

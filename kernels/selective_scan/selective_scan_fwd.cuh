@@ -42,7 +42,8 @@ struct alignas(16) FwdTile {
   unsigned resets;  ///< bit s: the state is cleared before step s
 };
 
-/// Walks over u, delta, z and the resets a tile at a time, from memory to registers.
+/// Walks over u, delta, z and the resets a tile at a time, from memory to registers. Only the last
+/// tile is shorter than others.
 template <class Layout, typename T>
 struct ChannelInputs {
   static constexpr int rounds = kRounds<Layout>;
@@ -81,10 +82,10 @@ struct ChannelInputs {
       delta[r] = load_four(delta_at + step * in.delta.stride_t, fours_there, whole);
       if (in.z.data != nullptr) z[r] = load_four(z_at + step * in.z.stride_t, fours_there, whole);
     }
-    u_at += steps * in.u.stride_t;
-    delta_at += steps * in.delta.stride_t;
-    z_at += steps * in.z.stride_t;
-    reset_at += steps * in.reset.stride_t;
+    u_at += kTileSteps<Layout> * in.u.stride_t;
+    delta_at += kTileSteps<Layout> * in.delta.stride_t;
+    z_at += kTileSteps<Layout> * in.z.stride_t;
+    reset_at += kTileSteps<Layout> * in.reset.stride_t;
   }
 };
 
@@ -93,22 +94,28 @@ template <class Layout, typename T>
 struct PairInputs {
   static constexpr int threads = Layout::pair_threads;
   static constexpr int wide = Layout::padded_n / 4;  ///< fours of a step of B
-  static constexpr int tile_steps = kTileSteps<Layout>, fours = 2 * tile_steps * wide;
-  static constexpr int count = (fours + threads - 1) / threads;  ///< a thread
-  const T *B_at, *C_at;
+  static constexpr int tile_steps = kTileSteps<Layout>, rows = 2 * tile_steps;  ///< B's, then C's
+  static constexpr int at_once = threads / wide;                                ///< rows
+  static constexpr int count = (rows + at_once - 1) / at_once;                  ///< a thread
+  static_assert(threads % wide == 0);
+  const T *B_at, *C_at;  ///< as if the thread's first row were of B, and of C
   Four<T> pairs[count];
 
   static __device__ __forceinline__ int thread() {
     return Layout::helped ? threadIdx.x - Layout::threads - Layout::servers
                           : threadIdx.x % Layout::threads;
   }
+  static __device__ __forceinline__ int first_row() { return thread() / wide; }
+  static __device__ __forceinline__ int first_n() { return thread() % wide * 4; }
 
   __device__ __forceinline__ PairInputs(const SelectiveScanCudaInputs& in,
                                         const WarpPlace<Layout>& me)
-      : B_at(static_cast<const T*>(in.B_matrix.data) + me.begin * in.B_matrix.stride_t +
-             me.b * in.B_matrix.stride_b + me.group * in.B_stride_g),
-        C_at(static_cast<const T*>(in.C_matrix.data) + me.begin * in.C_matrix.stride_t +
-             me.b * in.C_matrix.stride_b + me.group * in.C_stride_g) {}
+      : B_at(static_cast<const T*>(in.B_matrix.data) +
+             (me.begin + first_row()) * in.B_matrix.stride_t + me.b * in.B_matrix.stride_b +
+             me.group * in.B_stride_g + first_n()),
+        C_at(static_cast<const T*>(in.C_matrix.data) +
+             (me.begin + first_row()) * in.C_matrix.stride_t + me.b * in.C_matrix.stride_b +
+             me.group * in.C_stride_g + first_n()) {}
 
   /// The next tile. `words`: all of it exists and lies in aligned fours; else `aligned` says
   /// whether those fours do that exist.
@@ -116,25 +123,24 @@ struct PairInputs {
                                         bool aligned) {
 #pragma unroll
     for (int k = 0; k < count; ++k) {
-      const int i = k * threads + thread(), step = i / wide % tile_steps;
-      const int n = i % wide * 4;
-      const bool is_B = i < fours / 2;
-      const T* from =
-          is_B ? B_at + step * in.B_matrix.stride_t : C_at + step * in.C_matrix.stride_t;
-      const int count_there = i < fours && (words || step < steps) ? static_cast<int>(in.N) - n : 0;
-      pairs[k] = load_four(from + n, count_there,
-                           count_there > 0 && (words || (aligned && count_there >= 4)));
+      const int row = k * at_once + first_row();
+      const bool is_B = row < tile_steps;
+      const T* from = is_B ? B_at + k * at_once * in.B_matrix.stride_t
+                           : C_at + (k * at_once - tile_steps) * in.C_matrix.stride_t;
+      const bool there = row < rows && (words || (is_B ? row : row - tile_steps) < steps);
+      const int count_there = there ? static_cast<int>(in.N) - first_n() : 0;
+      pairs[k] = load_four(from, count_there, there && (words || (aligned && count_there >= 4)));
     }
-    B_at += steps * in.B_matrix.stride_t;
-    C_at += steps * in.C_matrix.stride_t;
+    B_at += tile_steps * in.B_matrix.stride_t;
+    C_at += tile_steps * in.C_matrix.stride_t;
   }
 
   __device__ __forceinline__ void put(FwdTile<Layout>& tile) const {
 #pragma unroll
     for (int k = 0; k < count; ++k) {
-      const int i = k * threads + thread();
-      float* to = i < fours / 2 ? &tile.B[0][0] + i * 4 : &tile.C[0][0] + (i - fours / 2) * 4;
-      if (i < fours) *reinterpret_cast<float4*>(to) = widen<T>(pairs[k]);
+      const int row = k * at_once + first_row();
+      float* to = row < tile_steps ? tile.B[row] : tile.C[row - tile_steps];
+      if (row < rows) *reinterpret_cast<float4*>(to + first_n()) = widen<T>(pairs[k]);
     }
   }
 };
