@@ -5,9 +5,10 @@
 // exchange; above 16 two warps share the channels. Time runs in tiles of 16 steps, from the last:
 // elementwise work by pairs of channels; forward, with the state after each step left in shared
 // memory as bf16; back, with its gradient in the state's place. Sums over channels (dB, dC) and
-// over indices (y, du) are matrix products of these with bf16 factors, on the tensor cores, added
-// up in fp32. With two warps states are kept every 32 steps, and a chunk's first tile is passed
-// once more, for the states that enter its second.
+// over indices (du) are matrix products of these with bf16 factors, on the tensor cores, added up
+// in fp32. With two warps states are kept every 32 steps, and a chunk's first tile is passed once
+// more, for the states that enter its second. dz comes from the forward's y, but where a gate is
+// shut.
 
 #include <retain/kernels/selective_scan/selective_scan_bwd_bf16_pairs.cuh>
 #include <retain/kernels/selective_scan/selective_scan_bwd_bf16_walks.cuh>
@@ -15,13 +16,13 @@
 namespace retain::kernels {
 namespace {
 
-/// Whether any thread of the block met something odd.
+/// Whether it is so for any thread of the block.
 template <int kWarps>
-__device__ __forceinline__ bool any_odd_of_block(float odd) {
+__device__ __forceinline__ bool any_of_block(bool one) {
   if constexpr (kWarps == 1) {
-    return any_odd(odd);
+    return __any_sync(~0u, one);
   } else {
-    return __syncthreads_or(odd != 0.f);
+    return __syncthreads_or(one);
   }
 }
 
@@ -71,7 +72,7 @@ __device__ __forceinline__ void bring_tile(Bf16Own& own, const LaneTiles& tiles,
                                            int steps, bool all, int& reset) {
   // All addresses first: a copy would hold back the reads of the next rows.
   const Rows u = own.rows[kU], delta = own.rows[kDelta], z = own.rows[kZ];
-  const Rows dout = own.rows[kDy], B = own.rows[kB], C = own.rows[kC];
+  const Rows dout = own.rows[kDy], y = own.rows[kY], B = own.rows[kB], C = own.rows[kC];
   reset = load_reset(own.rows, first, steps);
   auto& raw = own.raw();
   if (kWarps == 1 || threadIdx.y == 0) {
@@ -81,13 +82,15 @@ __device__ __forceinline__ void bring_tile(Bf16Own& own, const LaneTiles& tiles,
   if (kWarps == 1 || (all && threadIdx.y == kWarps - 1)) {
     tiles.bring(raw.z, z, first, steps);
     tiles.bring(raw.dout, dout, first, steps);
+    tiles.bring(raw.y, y, first, steps);
   }
   tiles.bring(raw.B, B, first, steps);
   if (kWarps == 1 || all) tiles.bring(raw.C, C, first, steps);
 }
 
 /// How a block's shares of dB and of dC lie in memory: [row and group of channels, warp's indices,
-/// group of steps, lane], what a lane's part of a product over channels holds as four bf16.
+/// pair of steps, 8], each four bf16 of which a lane has the sums over channels: of an index and of
+/// the eighth after it.
 struct BlockSums {
   int64_t rows, groups;
 
@@ -97,68 +100,43 @@ struct BlockSums {
 
   __host__ __device__ __forceinline__ int64_t of_a_block() const { return rows * groups * 32; }
 
-  /// Where the lane's words of a warp's row begin.
+  /// Where a lane's words begin.
   template <int kWarps>
   __device__ __forceinline__ uint2* at(float* blocks, const SelectiveScanCudaInputs& in,
                                        const WarpPlace<Layout>& me) const {
     const int64_t row = (me.b * in.G + me.group) * kWarps + warp_of<kWarps>();
     return reinterpret_cast<uint2*>(blocks) + me.channel_block * of_a_block() + row * groups * 32 +
-           threadIdx.x;
+           threadIdx.x / 4;
   }
 };
-
-__device__ __forceinline__ void store_over_channels(const GroupSums& sums, uint2* to) {
-  const float(&x)[4] = sums.over_channels;
-  __stcg(to, uint2{pack(x[0], x[1]), pack(x[2], x[3])});
-}
 
 /// The way there over a tile: its states, dC and dz. Returns whether anything was odd.
 template <int kWarps>
 __device__ __forceinline__ bool scan_tile(Bf16Shared<kWarps>& shared, const PairWeights& w,
                                           bool usual, const States& A, const States& g,
-                                          const Packed& before, unsigned resets, uint2* dC,
-                                          int steps) {
-  float odd = 0;
+                                          const Packed& before, unsigned resets, float D, uint2* dC,
+                                          int first, int steps, int channels) {
+  float odd = 0, odd_dz = 0;
   if (usual) {
-    prepare<true>(shared, w, steps, odd);
+    prepare<true>(shared, w, steps, odd, odd_dz);
   } else {
-    prepare<false>(shared, w, steps, odd);
+    prepare<false>(shared, w, steps, odd, odd_dz);
   }
   States h;
   before.get(h);
   sync<kWarps>();
   note(odd, g);
-  auto& own = own_of(shared);
-  bool careful = false;
-#pragma unroll 1
-  for (int k = 0; k < kSteps; k += kGroup) {
-    GroupProducts products(&own.slot[k], &shared.dy_near[k], &own.C_near[k]);
-    scan(shared, A, k, resets, h, products);
-    note(odd, h);
-    careful = any_odd_of_block<kWarps>(odd);
-    if (careful) {
-      Packed from = before;
-      if (k > 0) from.take(own.slot[k - 1]);
-      scan_carefully(shared, A, k, resets, from);
-      __syncwarp();
-      products.sums = GroupSums::carefully<false>(*reinterpret_cast<Slot(*)[kGroup]>(&own.slot[k]),
-                                                  &shared.dy_near[k], &own.C_near[k]);
-      Packed last;
-      last.take(own.slot[k + kGroup - 1]);
-      last.get(h);
-    }
-    store_over_channels(products.sums, dC + k / kGroup * 32);
-    if (w.gated) {
-      const int y_at = k == 0 ? kGroup + 1 : 0;
-      products.sums.put_over_indices(group_rows(shared, warp_of<kWarps>(), y_at));
-      sync<kWarps>();
-      if (careful) {
-        finish_gate<true>(shared, w, k, y_at);
-      } else {
-        finish_gate<false>(shared, w, k, y_at);
-      }
-      sync<kWarps>();
-    }
+  scan(shared, A, h, dC);
+  note(odd, h);
+  const bool careful = any_of_block<kWarps>(odd != 0.f);
+  if (careful) {
+    before.get(h);
+    scan_carefully(shared, A, resets, h, dC);
+  }
+  if (any_of_block<kWarps>(odd_dz != 0.f)) {
+    sync<kWarps>();
+    finish_shut_gates(shared, D, first, steps, channels);
+    sync<kWarps>();
   }
   return careful;
 }
@@ -172,22 +150,16 @@ __device__ __forceinline__ void reverse_group(Bf16Shared<kWarps>& shared, PairWe
   auto& own = own_of(shared);
   const int decay_at = k == 0 ? kGroup + 1 : 0, input_at = k + 1;
   auto& by_decay = group_rows(shared, warp_of<kWarps>(), decay_at);
-  GroupProducts products(&own.slot[k], &shared.drive[k], &own.B_near[k]);
+  auto& by_input = group_rows(shared, warp_of<kWarps>(), input_at);
   // A reset's decay of 0 would not clear a gradient that has overflowed.
   if ((resets >> k & ((1u << kGroup) - 1)) != 0) {
-    careful = any_odd_of_block<kWarps>(odd_of(g)) || careful;
+    careful = any_of_block<kWarps>(odd_of(g) != 0.f) || careful;
   }
   if (careful) {
-    reverse_carefully(shared, A, k, resets, g, dA, by_decay);
-    __syncwarp();
-    products.sums = GroupSums::carefully<true>(*reinterpret_cast<Slot(*)[kGroup]>(&own.slot[k]),
-                                               &shared.drive[k], &own.B_near[k]);
+    reverse_carefully(shared, A, k, resets, g, dA, by_decay, by_input, dB);
   } else {
-    reverse(shared, A, k, resets, g, dA, by_decay, products);
+    reverse(shared, A, k, g, dA, by_decay, by_input, dB);
   }
-  store_over_channels(products.sums, dB + k / kGroup * 32);
-  __syncwarp();
-  products.sums.put_over_indices(group_rows(shared, warp_of<kWarps>(), input_at));
   sync<kWarps>();
   if (careful) {
     finish<true, false>(shared, w, k, steps, input_at, decay_at);
@@ -228,10 +200,9 @@ __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
   const LaneTiles tiles{words, me.channels, N};
   const int64_t all_states = in.B * in.D * in.N;
   const BlockSums sums(in);
-  uint2* const dB_sums = sums.at<kWarps>(p.dB_blocks, in, me);
-  uint2* const dC_sums = sums.at<kWarps>(p.dC_blocks, in, me);
   PairWeights w(in, me);
   const bool usual = w.softplus && w.gated;
+  const float D = me.weight(in.D_skip, threadIdx.x);
   OwnStates<Layout> A_, g_, dA_ = {};
   States &A = A_[0], &g = g_[0], &dA = dA_[0];
   load_rates(in, me, A_);
@@ -264,6 +235,9 @@ __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
     }
   };
   const int last = (length + kSteps - 1) / kSteps * kSteps - kSteps;
+  const int64_t last_shares = (me.begin + last) / 2 * kShares;
+  uint2* dB = sums.at<kWarps>(p.dB_blocks, in, me) + last_shares;
+  uint2* dC = sums.at<kWarps>(p.dC_blocks, in, me) + last_shares;
   if (last >= 0) fetch_next(last);
 #pragma unroll 1
   for (int first = last; first >= 0; first -= kSteps) {
@@ -282,9 +256,10 @@ __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
     const int steps = min(length - first, kSteps);
     wait_for_copies();
     const unsigned resets = reset_bits(reset != 0);
+    if (threadIdx.x < kSteps) own.offset[threadIdx.x] = exponent_offset(resets, threadIdx.x);
     sync<kWarps>();
-    const int64_t group = (me.begin + first) / kGroup * 32;
-    const bool careful = scan_tile(shared, w, usual, A, g, before, resets, dC_sums + group, steps);
+    const bool careful =
+        scan_tile(shared, w, usual, A, g, before, resets, D, dC, first, steps, me.channels);
 #pragma unroll 1
     for (int k = kSteps - kGroup; k >= 0; k -= kGroup) {
       if (k == 0) {
@@ -292,8 +267,10 @@ __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
         if (first > 0) fetch_next(first - kSteps);
       }
       __syncwarp();
-      reverse_group(shared, w, A, g, dA, resets, careful, usual, dB_sums + group, k, steps);
+      reverse_group(shared, w, A, g, dA, resets, careful, usual, dB + k * (kShares / 2), k, steps);
     }
+    dB -= kSteps / 2 * kShares;
+    dC -= kSteps / 2 * kShares;
     store_rows(shared, first, steps, me.channels, words.channels, w.gated);
     __syncwarp();
   }
@@ -329,8 +306,8 @@ __global__ __launch_bounds__(kSumThreads) void sum_bf16(
     high = {high.x + y.x, high.y + y.y};
   }
   const unsigned halves = static_cast<unsigned>((in.N + kN - 1) / kN), place = row / halves;
-  const int64_t b = place / in.G, n = row % halves * kN + lane / 4;
-  const int64_t t = group * kGroup + lane % 4 * 2;
+  const int64_t b = place / in.G, n = row % halves * kN + lane % 8;
+  const int64_t t = group * kGroup + lane / 8 * 2;
   auto* to = static_cast<bf16*>(blockIdx.y == 0 ? p.dB : p.dC) + (t * in.B + b) * p.pair_stride +
              place % in.G * in.N + n;
   const auto put = [&](int64_t step, float2 x) {
@@ -345,7 +322,7 @@ __global__ __launch_bounds__(kSumThreads) void sum_bf16(
 template <int kWarps>
 void launch_by_lanes(const SelectiveScanCudaBwd& p, CudaStream stream) {
   const auto& in = p.in;
-  const auto all = {in.u, in.delta, in.z, p.dy, p.du, p.ddelta, p.dz};
+  const auto all = {in.u, in.delta, in.z, p.y, p.dy, p.du, p.ddelta, p.dz};
   const Alignment aligned(in, all);
   constexpr int kBytes = sizeof(Bf16Shared<kWarps>);
   allow_shared(scan_bwd_by_lanes<kWarps>, kBytes);

@@ -18,23 +18,27 @@ using GroupRows = float[kGroup][kChannels];
 
 /// A tile as it lies in memory.
 struct alignas(16) Bf16Raw {
-  ChannelRows<bf16> u, delta, z, dout;
+  ChannelRows<bf16> u, delta, z, dout, y;
   IndexRows<bf16> B, C;
 };
 
 /// What a warp has for its own indices.
 struct alignas(16) Bf16Own {
-  Slot entering;      ///< first B as floats, then sums of a group, then the tile's first states
-  Slot slot[kSteps];  ///< states after each step, then gradients
   float C[kSteps][kN];
-  IndexRows<bf16> B_near, C_near;
+  IndexRows<bf16> B_near;
+  Slot entering;         ///< first B as floats, then sums of a group, then the tile's first states
+  Slot slot[kSteps];     ///< states after each step, then gradients
+  float offset[kSteps];  ///< of a decay's exponent: minus infinity at a reset
   Rows rows[kArrays];
 
   __device__ __forceinline__ auto& all_B() {
     return reinterpret_cast<float(&)[kSteps][kN]>(entering);
   }
   /// Where the next tile comes while the last slots are free.
-  __device__ __forceinline__ Bf16Raw& raw() { return reinterpret_cast<Bf16Raw&>(slot[kGroup + 1]); }
+  __device__ __forceinline__ Bf16Raw& raw() {
+    static_assert(sizeof(Bf16Raw) <= (kSteps - kGroup - 1) * sizeof(Slot));
+    return reinterpret_cast<Bf16Raw&>(slot[kGroup + 1]);
+  }
 };
 
 /// A block's channels; kWarps share them, each with kN indices.
@@ -44,8 +48,8 @@ struct Bf16Shared {
   float size[kSteps][kChannels], dy[kSteps][kChannels];  ///< delta', dL/dy
   ChannelRows<bf16> u;                                   ///< then du
   ChannelRows<bf16> drive;                               ///< delta' u
-  ChannelRows<bf16> slope;                               ///< dL/dout silu'(z), then dz
-  ChannelRows<bf16> dy_near;                             ///< dL/dy, then ddelta
+  ChannelRows<bf16> dz;
+  ChannelRows<bf16> dy_near;  ///< dL/dy, then ddelta
 };
 
 template <int kWarps>
@@ -68,6 +72,11 @@ __device__ __forceinline__ void sync() {
 /// Where a lane's eight states of one half lie in a slot: no bank conflicts by lanes or by rows.
 __device__ __forceinline__ int half_at(int channel, int half) {
   return channel * 2 + (half ^ (channel >> 2 & 1));
+}
+
+/// A channel's value of one index in a slot.
+__device__ __forceinline__ float state_at(const Slot& slot, int channel, int n) {
+  return to_float(reinterpret_cast<const bf16*>(&slot[half_at(channel, n / 8)])[n % 8]);
 }
 
 /// Where a channel's value lies in a row of a group.
@@ -106,88 +115,126 @@ struct Packed {
   }
 };
 
-/// Sums over a group of steps: of channels by index, and of indices by channel.
-struct GroupSums {
-  float over_channels[4] = {}, over_indices[2][4] = {};
+/// Stores without a branch, which would keep apart what stands before and after it.
+__device__ __forceinline__ void store_if(bool here, uint2* to, uint2 x) {
+  asm volatile(
+      "{.reg .pred here; setp.ne.b32 here, %3, 0; @here st.global.cg.v2.b32 [%0], {%1, %2};}" ::"l"(
+          to),
+      "r"(x.x), "r"(x.y), "r"(static_cast<int>(here))
+      : "memory");
+}
 
-  /// One product after the other. kGradients: the slots hold gradients, and one of zero wins over
-  /// whatever it meets; else the factors do.
-  template <bool kGradients>
-  static __device__ __noinline__ GroupSums carefully(const Slot (&slots)[kGroup],
-                                                     const bf16 (*factor)[kChannels],
-                                                     const bf16 (*weights)[kN]) {
-    GroupSums sums;
-    const int lane = threadIdx.x, r = lane / 4, q = lane % 4;
-    const auto at = [&](int s, int c, int n) {
-      return to_float(reinterpret_cast<const bf16*>(&slots[s][half_at(c, n / 8)])[n % 8]);
-    };
-    const auto plus = [](float gradient, float x, float sum) {
-      return plus_times<true>(gradient, x, sum);
-    };
-    for (int i = 0; i < 4; ++i) {
-      const int n = r + i / 2 * 8, s = q * 2 + i % 2;
-      for (int c = 0; c < kChannels; ++c) {
-        const float x = at(s, c, n), f = to_float(factor[s][c]);
-        float& sum = sums.over_channels[i];
-        sum = kGradients ? plus(x, f, sum) : plus(f, x, sum);
-      }
-    }
-    for (int i = 0; i < 8; ++i) {
-      const int c = r + i / 2 * 8, s = q * 2 + i % 2;
-      float sum = 0;
-      for (int n = 0; n < kN; ++n) {
-        const float x = at(s, c, n), f = to_float(weights[s][n]);
-        sum = kGradients ? plus(x, f, sum) : fmaf(x, f, sum);
-      }
-      sums.over_indices[i / 4][i % 4] = sum;
-    }
-    return sums;
+constexpr int kShares = 8;  ///< words of a pair of steps' shares of dB or dC
+
+/// Sums over channels of slots by index: a block's shares of dB or dC, of which a pair of steps has
+/// a word for each of eight lanes' indices.
+struct OverChannels {
+  unsigned f[4], by_index;
+
+  __device__ __forceinline__ explicit OverChannels(const Slot* slots) {
+    const int row = threadIdx.x % 8, m = threadIdx.x / 8;
+    by_index = shared_address(slots) + half_at(row + m / 2 * 8, m % 2) * 16;
   }
-
-  __device__ __forceinline__ void put_over_indices(GroupRows& to) const {
-    const int c = threadIdx.x / 4, t = threadIdx.x % 4 * 2;
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        to[t + i % 2][in_group(t, c + k * 16 + i / 2 * 8)] = over_indices[k][i];
-      }
-    }
-  }
-};
-
-/// The same on the tensor cores, a step after the other. Rows `factor` [step, channel] and
-/// `weights` [step, index] begin at the group's first step.
-struct GroupProducts {
-  GroupSums sums;
-  unsigned f[4], w[2], by_index, by_channel;
-
-  __device__ __forceinline__ GroupProducts(const Slot* slots, const bf16 (*factor)[kChannels],
-                                           const bf16 (*weights)[kN]) {
-    const int lane = threadIdx.x, r = lane / 4, q = lane % 4, row = lane % 8, m = lane / 8;
+  /// Takes the factors [step, channel] of a group.
+  __device__ __forceinline__ void take(const bf16 (*factor)[kChannels]) {
+    const int r = threadIdx.x / 4, q = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       f[i] = *reinterpret_cast<const unsigned*>(&factor[r][2 * q + 8 * i]);
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      w[i] = *reinterpret_cast<const unsigned*>(&weights[r][2 * q + 8 * i]);
-    const unsigned base = shared_address(slots);
-    by_index = base + half_at(row + m / 2 * 8, m % 2) * 16;
-    by_channel = base + half_at(row + m % 2 * 8, m / 2) * 16;
   }
 
-  /// Step `s` of the group.
-  __device__ __forceinline__ void add(int s) {
-    const bool mine = threadIdx.x / 4 == s;
-    const unsigned w0 = mine ? w[0] : 0, w1 = mine ? w[1] : 0;
+  /// Slots s and s + 1, s even: their products have a column for each step of their group, of which
+  /// the lanes that hold the slots' own store it, if these slots are there.
+  __device__ __forceinline__ void store(int s, uint2* to, bool there = true) {
+    float sum[2][4] = {};
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      const unsigned offset = s * sizeof(Slot) + k * 512;
-      unsigned a[4], b[4];
-      load_transposed(by_index + offset, a);
-      load_matrices(by_channel + offset, b);
-      multiply<bf16>(a, mine ? f[2 * k] : 0, mine ? f[2 * k + 1] : 0, sums.over_channels);
-      multiply<bf16>(b, w0, w1, sums.over_indices[k]);
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        unsigned a[4];
+        load_transposed(by_index + (s + i) * sizeof(Slot) + k * 512, a);
+        multiply<bf16>(a, f[2 * k], f[2 * k + 1], sum[i]);
+      }
+    }
+    store_if(threadIdx.x % 4 == (s >> 1 & 3) && there, to,
+             {pack(sum[0][0], sum[1][1]), pack(sum[0][2], sum[1][3])});
+  }
+
+  /// All of a group, one product after the other. kGradients: the slots hold gradients, and one of
+  /// zero wins over whatever it meets; else the factors do.
+  template <bool kGradients>
+  static __device__ __noinline__ void carefully(const Slot (&slots)[kGroup],
+                                                const bf16 (*factor)[kChannels], uint2* shares) {
+    const int n = threadIdx.x / 4, s = threadIdx.x % 4 * 2;
+    const auto sum = [&](int s, int n) {
+      float total = 0;
+      for (int c = 0; c < kChannels; ++c) {
+        const float x = state_at(slots[s], c, n), f = to_float(factor[s][c]);
+        total = kGradients ? plus_times<true>(x, f, total) : plus_times<true>(f, x, total);
+      }
+      return total;
+    };
+    __stcg(shares + s / 2 * kShares,
+           uint2{pack(sum(s, n), sum(s + 1, n)), pack(sum(s, n + 8), sum(s + 1, n + 8))});
+  }
+};
+
+/// Sums over indices of the gradients in a group's slots by channel; a step's product has zeros in
+/// the other steps' columns.
+struct OverIndices {
+  float sum[2][4] = {};
+  unsigned w[2], by_channel;
+
+  /// Of the slots with `weights` [step, index], whose rows begin at the group's first step.
+  __device__ __forceinline__ OverIndices(const Slot* slots, const bf16 (*weights)[kN]) {
+    const int row = threadIdx.x % 8, m = threadIdx.x / 8;
+    by_channel = shared_address(slots) + half_at(row + m % 2 * 8, m / 2) * 16;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      w[i] = *reinterpret_cast<const unsigned*>(
+          &weights[threadIdx.x / 4][threadIdx.x % 4 * 2 + 8 * i]);
+    }
+  }
+
+  /// Slots s and s + 1.
+  __device__ __forceinline__ void add(int s) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool mine = threadIdx.x / 4 == s + i;
+      const unsigned w0 = mine ? w[0] : 0, w1 = mine ? w[1] : 0;
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        unsigned a[4];
+        load_matrices(by_channel + (s + i) * sizeof(Slot) + k * 512, a);
+        multiply<bf16>(a, w0, w1, sum[k]);
+      }
+    }
+  }
+
+  /// All of a group, one product after the other; a gradient of zero wins over whatever it meets.
+  static __device__ __noinline__ void carefully(const Slot (&slots)[kGroup],
+                                                const bf16 (*weights)[kN], GroupRows& to) {
+    const int c = threadIdx.x;
+    float sum[kGroup] = {};
+    for (int n = 0; n < kN; ++n) {
+#pragma unroll
+      for (int s = 0; s < kGroup; ++s) {
+        sum[s] = plus_times<true>(state_at(slots[s], c, n), to_float(weights[s][n]), sum[s]);
+      }
+    }
+    __syncwarp();  // the sums may lie where the slots do
+#pragma unroll
+    for (int s = 0; s < kGroup; ++s) to[s][in_group(s, c)] = sum[s];
+  }
+
+  __device__ __forceinline__ void put(GroupRows& to) const {
+    const int c = threadIdx.x / 4, q = threadIdx.x % 4;
+    float* const rows = &to[q * 2][c];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float* const at = rows + (j ^ q) * 8;
+      at[0] = sum[j / 2][j % 2 * 2];
+      at[kChannels] = sum[j / 2][j % 2 * 2 + 1];
     }
   }
 };

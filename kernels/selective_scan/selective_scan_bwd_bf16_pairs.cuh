@@ -16,7 +16,7 @@ __device__ __forceinline__ int step_of_pair(int i) {
   return pair_step(2 * (warp_of<kWarps>() * kPairs<kWarps> + i));
 }
 
-/// Where the first warp brings u and delta, and the last one z and dL/dout.
+/// Where the first warp brings u and delta, and the last one z, dL/dout and y.
 template <int kWarps>
 __device__ __forceinline__ Bf16Raw& first_raw(Bf16Shared<kWarps>& shared) {
   return shared.own[0].raw();
@@ -51,24 +51,32 @@ __device__ __forceinline__ void prepare_pass(Bf16Shared<kWarps>& shared, const P
   }
 }
 
+/// dL/dy out of dL/dout; returns dz = dL/dout y (1 / z + 1 - sigmoid(z)) for y as it left the gate.
+/// It is not finite where z is 0, or y not finite; and as near as y is, which a z below 1e-30 may
+/// take to the smallest numbers of bf16.
+__device__ __forceinline__ float through_gate(float z, float y, float& dout) {
+  z = dout == 0.f ? 1.f : z;
+  const float open = sigmoid(z), dz = dout * (y * (reciprocal(z) + (1.f - open)));
+  dout = dout * open * z;
+  return dz;
+}
+
 /// Before the recurrences. kUsual: with softplus and a gate.
 template <bool kUsual, int kWarps>
 __device__ __forceinline__ void prepare(Bf16Shared<kWarps>& shared, const PairWeights& w, int steps,
-                                        float& odd) {
+                                        float& odd, float& odd_dz) {
   auto& own = own_of(shared);
   auto &raw = own.raw(), &early = first_raw(shared), &late = last_raw(shared);
   float even = 0;  // of B, which shows in the states
   widen_indices(raw.B, &own.all_B()[0][0], even);
   widen_indices(raw.C, &own.C[0][0], odd);
-  const auto keep = [](IndexRows<bf16>& to, const IndexRows<bf16>& from) {
-    reinterpret_cast<uint4*>(to)[threadIdx.x] = reinterpret_cast<const uint4*>(from)[threadIdx.x];
-  };
-  keep(own.B_near, raw.B);
-  keep(own.C_near, raw.C);
+  reinterpret_cast<uint4*>(own.B_near)[threadIdx.x] =
+      reinterpret_cast<const uint4*>(raw.B)[threadIdx.x];
   const bool gated = kUsual || w.gated;
 #pragma unroll 1
   for (int first = 0; first < kSteps; first += kGroup) {
-    unsigned u[kPairs<kWarps>], delta[kPairs<kWarps>], z[kPairs<kWarps>], dout[kPairs<kWarps>];
+    unsigned u[kPairs<kWarps>], delta[kPairs<kWarps>], z[kPairs<kWarps>], dout[kPairs<kWarps>],
+        y[kPairs<kWarps>];
 #pragma unroll
     for (int i = 0; i < kPairs<kWarps>; ++i) {
       const int s = first + step_of_pair<kWarps>(i);
@@ -76,17 +84,20 @@ __device__ __forceinline__ void prepare(Bf16Shared<kWarps>& shared, const PairWe
       delta[i] = pair_at(early.delta[s]);
       z[i] = pair_at(late.z[s]);
       dout[i] = pair_at(late.dout[s]);
+      y[i] = pair_at(late.y[s]);
     }
     float2 size[kPairs<kWarps>], dy[kPairs<kWarps>];
-    unsigned slope[kPairs<kWarps>];
+    unsigned dz[kPairs<kWarps>];
 #pragma unroll
     for (int i = 0; i < kPairs<kWarps>; ++i) {
       size[i] = sizes<bf16, kUsual>(unpack(delta[i]), w, first + step_of_pair<kWarps>(i) < steps);
       dy[i] = unpack(dout[i]);
       if (gated) {
-        const float2 gate = unpack(z[i]);
-        const float low = open_gate(gate.x, dy[i].x), high = open_gate(gate.y, dy[i].y);
-        slope[i] = pack(low, high);
+        const float2 gate = unpack(z[i]), through = unpack(y[i]);
+        const float low = through_gate(gate.x, through.x, dy[i].x),
+                    high = through_gate(gate.y, through.y, dy[i].y);
+        note(odd_dz, float2{low, high});
+        dz[i] = pack(low, high);
       }
       note(odd, dy[i]);
     }
@@ -97,10 +108,34 @@ __device__ __forceinline__ void prepare(Bf16Shared<kWarps>& shared, const PairWe
       pair_at(shared.u[s]) = u[i];
       pair_at(shared.size[s]) = size[i];
       pair_at(shared.dy[s]) = dy[i];
-      if (gated) pair_at(shared.slope[s]) = slope[i];
+      if (gated) pair_at(shared.dz[s]) = dz[i];
       pair_at(shared.drive[s]) = pack(size[i].x * x.x, size[i].y * x.y);
       pair_at(shared.dy_near[s]) = pack(dy[i].x, dy[i].y);
     }
+  }
+}
+
+/// dz of a tile where it is not finite, from the states of all warps, which must not change
+/// meanwhile; `D` is of the lane's channel.
+template <int kWarps>
+__device__ __noinline__ void finish_shut_gates(Bf16Shared<kWarps>& shared, float D, int first,
+                                               int steps, int channels) {
+  const int c = threadIdx.x;
+  if (c >= channels) return;
+  const auto& rows = shared.own[0].rows;
+  const auto load = [&](const Rows& from, int s) {
+    return to_float(reinterpret_cast<const bf16*>(from.at(first + s, 0))[c]);
+  };
+  for (int s = warp_of<kWarps>(); s < steps; s += kWarps) {
+    if (isfinite(to_float(shared.dz[s][c]))) continue;
+    float slope = rows[kDy].data != nullptr ? load(rows[kDy], s) : 0.f;
+    float y = D * to_float(shared.u[s][c]);
+    for (const auto& own : shared.own) {
+      for (int n = 0; n < kN; ++n) y = fmaf(own.C[s][n], state_at(own.slot[s], c, n), y);
+    }
+    const float z = slope == 0.f ? 0.f : load(rows[kZ], s), open = sigmoid(z);
+    slope *= open * fmaf(z, 1.f - open, 1.f);
+    shared.dz[s][c] = from_float<bf16>(times<true>(slope, y));
   }
 }
 
@@ -121,27 +156,6 @@ __device__ __forceinline__ float2 pair_in(Bf16Shared<kWarps>& shared, int at, in
     sum = warp == 0 ? x : float2{sum.x + x.x, sum.y + x.y};
   }
   return sum;
-}
-
-/// dz of a group.
-template <bool kCareful, int kWarps>
-__device__ __forceinline__ void finish_gate(Bf16Shared<kWarps>& shared, const PairWeights& w,
-                                            int first, int y_at) {
-  float2 u[kPairs<kWarps>], slope[kPairs<kWarps>], sum[kPairs<kWarps>];
-#pragma unroll
-  for (int i = 0; i < kPairs<kWarps>; ++i) {
-    const int k = step_of_pair<kWarps>(i), s = first + k;
-    u[i] = widen_pair(shared.u[s]);
-    slope[i] = widen_pair(shared.slope[s]);
-    sum[i] = pair_in(shared, y_at, k);
-  }
-#pragma unroll
-  for (int i = 0; i < kPairs<kWarps>; ++i) {
-    const auto dz = [&](auto m) {
-      return times<kCareful>(slope[i].*m, fmaf(w.D.*m, u[i].*m, sum[i].*m));
-    };
-    pair_at(shared.slope[first + step_of_pair<kWarps>(i)]) = pack(dz(&float2::x), dz(&float2::y));
-  }
 }
 
 /// 1 - e^-x for x >= 0: the derivative of softplus where it is x.
@@ -204,7 +218,7 @@ __device__ __forceinline__ void store_rows(Bf16Shared<kWarps>& shared, int first
       const int s = row + 8 * (half + i);
       part[0][i] = reinterpret_cast<const uint4*>(shared.u[s])[col];
       part[1][i] = reinterpret_cast<const uint4*>(shared.dy_near[s])[col];
-      part[2][i] = reinterpret_cast<const uint4*>(shared.slope[s])[col];
+      part[2][i] = reinterpret_cast<const uint4*>(shared.dz[s])[col];
     }
 #pragma unroll
     for (int i = 0; i < kHalves; ++i) {
@@ -222,7 +236,7 @@ __device__ __forceinline__ void store_rows(Bf16Shared<kWarps>& shared, int first
       };
       put(du, shared.u[s]);
       put(ddelta, shared.dy_near[s]);
-      if (gated) put(dz, shared.slope[s]);
+      if (gated) put(dz, shared.dz[s]);
     }
   }
 }

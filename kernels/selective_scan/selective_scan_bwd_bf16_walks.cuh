@@ -11,70 +11,95 @@ __device__ __forceinline__ void clear(States& h) {
   for (int n = 0; n < kN; ++n) h[n] = 0;
 }
 
-/// What the way there needs of a step.
+/// The offsets of the exponents of step s, even, and of the one after it.
+template <int kWarps>
+__device__ __forceinline__ float2 offsets_at(Bf16Shared<kWarps>& shared, int s) {
+  return *reinterpret_cast<const float2*>(&own_of(shared).offset[s]);
+}
+
+/// What the way there needs of a step, but B.
 struct ScanInputs {
   float size, drive, offset;
-  States B;
   template <int kWarps>
-  __device__ __forceinline__ ScanInputs(Bf16Shared<kWarps>& shared, int s, unsigned resets) {
-    size = shared.size[s][threadIdx.x];
-    drive = __fmul_rn(size, to_float(shared.u[s][threadIdx.x]));
-    offset = exponent_offset(resets, s);
-    read_floats<kN>(own_of(shared).all_B()[s], B);
-  }
+  __device__ __forceinline__ ScanInputs(Bf16Shared<kWarps>& shared, int s, float offset)
+      : size(shared.size[s][threadIdx.x]),
+        drive(__fmul_rn(size, to_float(shared.u[s][threadIdx.x]))),
+        offset(offset) {}
 };
 
-__device__ __forceinline__ void advance_all(const States& A, const ScanInputs& x, States& h) {
+/// Of steps s, even, and s + 1.
+struct ScanPair {
+  ScanInputs low, high;
+  template <int kWarps>
+  __device__ __forceinline__ ScanPair(Bf16Shared<kWarps>& shared, int s)
+      : ScanPair(shared, s, offsets_at(shared, s)) {}
+
+ private:
+  template <int kWarps>
+  __device__ __forceinline__ ScanPair(Bf16Shared<kWarps>& shared, int s, float2 offset)
+      : low(shared, s, offset.x), high(shared, s + 1, offset.y) {}
+};
+
+template <int kWarps>
+__device__ __forceinline__ void advance_all(Bf16Shared<kWarps>& shared, const States& A, int s,
+                                            const ScanInputs& x, States& h) {
+  States B;
+  read_floats<kN>(own_of(shared).all_B()[s], B);
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
-    h[n] = advance(h[n], x.size, A[n], x.drive, x.B[n], x.offset);
+    h[n] = advance(h[n], x.size, A[n], x.drive, B[n], x.offset);
   }
 }
 
-__device__ __forceinline__ void scan_step(Slot& slot, const States& A, const ScanInputs& x,
-                                          States& h) {
-  advance_all(A, x, h);
+template <int kWarps>
+__device__ __forceinline__ void scan_step(Bf16Shared<kWarps>& shared, const States& A, int s,
+                                          const ScanInputs& x, States& h) {
+  advance_all(shared, A, s, x, h);
   Packed packed;
   packed.set(h);
-  packed.put(slot);
+  packed.put(own_of(shared).slot[s]);
 }
 
-/// The way there over a group: states into the slots; beside it, the products of the steps before.
+/// The way there over a tile: states into the slots; beside it, shares of dC from the two steps
+/// before. Before the first two lies something else, whose products are not stored. What a pair's
+/// exponentials need is read a pair ahead, beyond the tile at its end.
 template <int kWarps>
-__device__ __forceinline__ void scan(Bf16Shared<kWarps>& shared, const States& A, int first,
-                                     unsigned resets, States& h, GroupProducts& products) {
-  auto& slot = own_of(shared).slot;
-  {
-    const ScanInputs x(shared, first, resets), y(shared, first + 1, resets);
-    scan_step(slot[first], A, x, h);
-    scan_step(slot[first + 1], A, y, h);
-  }
+__device__ __forceinline__ void scan(Bf16Shared<kWarps>& shared, const States& A, States& h,
+                                     uint2* dC) {
+  OverChannels over_channels(own_of(shared).slot);
+  ScanPair next(shared, 0);
+  dC -= kShares;
 #pragma unroll 1
-  for (int i = 2; i < kGroup; i += 2) {
-    const int s = first + i;
-    const ScanInputs x(shared, s, resets), y(shared, s + 1, resets);
+  for (int s = 0; s < kSteps; s += 2) {
+    const ScanPair pair = next;
+    next = ScanPair(shared, s + 2);
     __syncwarp();
-    products.add(i - 2);
-    products.add(i - 1);
-    scan_step(slot[s], A, x, h);
-    scan_step(slot[s + 1], A, y, h);
+    over_channels.take(&shared.dy_near[(s - 2) & kGroup]);
+    over_channels.store(s - 2, dC, s > 0);
+    dC += kShares;
+    scan_step(shared, A, s, pair.low, h);
+    scan_step(shared, A, s + 1, pair.high, h);
   }
   __syncwarp();
-  products.add(kGroup - 2);
-  products.add(kGroup - 1);
+  over_channels.store(kSteps - 2, dC);
 }
 
-/// The same without products; a reset clears even what is not finite.
+/// The same one product after the other; a reset clears even what is not finite.
 template <int kWarps>
 __device__ __forceinline__ void scan_carefully(Bf16Shared<kWarps>& shared, const States& A,
-                                               int first, unsigned resets, const Packed& entering) {
-  States h;
-  entering.get(h);
+                                               unsigned resets, States& h, uint2* dC) {
+  auto& slot = own_of(shared).slot;
 #pragma unroll 1
-  for (int s = first; s < first + kGroup; ++s) {
-    const ScanInputs x(shared, s, 0);
+  for (int s = 0; s < kSteps; ++s) {
+    const ScanInputs x(shared, s, kOffset);
     if (resets >> s & 1) clear(h);
-    scan_step(own_of(shared).slot[s], A, x, h);
+    scan_step(shared, A, s, x, h);
+  }
+  __syncwarp();
+#pragma unroll 1
+  for (int k = 0; k < kSteps; k += kGroup) {
+    OverChannels::carefully<false>(reinterpret_cast<const Slot(&)[kGroup]>(slot[k]),
+                                   &shared.dy_near[k], dC + k / 2 * kShares);
   }
 }
 
@@ -84,9 +109,9 @@ __device__ __forceinline__ void pass(Bf16Shared<kWarps>& shared, const States& A
                                      States& h) {
 #pragma unroll 2
   for (int s = 0; s < kSteps; ++s) {
-    const ScanInputs x(shared, s, 0);
+    const ScanInputs x(shared, s, kOffset);
     if (resets >> s & 1) clear(h);
-    advance_all(A, x, h);
+    advance_all(shared, A, s, x, h);
   }
 }
 
@@ -96,10 +121,8 @@ struct ReverseInputs {
   States C;
   Packed before;
   template <int kWarps>
-  __device__ __forceinline__ ReverseInputs(Bf16Shared<kWarps>& shared, int s, unsigned resets)
-      : size(shared.size[s][threadIdx.x]),
-        dy(shared.dy[s][threadIdx.x]),
-        offset(exponent_offset(resets, s)) {
+  __device__ __forceinline__ ReverseInputs(Bf16Shared<kWarps>& shared, int s, float offset)
+      : size(shared.size[s][threadIdx.x]), dy(shared.dy[s][threadIdx.x]), offset(offset) {
     read_floats<kN>(own_of(shared).C[s], C);
     before.take((&own_of(shared).entering)[s]);
   }
@@ -131,46 +154,61 @@ __device__ __forceinline__ float reverse_step(Slot& slot, const States& A, const
 }
 
 /// The way back over a group: gradients into the slots, Σ_n e h A into `by_decay`; beside it, the
-/// products of the steps after.
+/// products of the steps after, which are shares of dB and, in `by_input`, what u and delta' get.
 template <int kWarps>
 __device__ __forceinline__ void reverse(Bf16Shared<kWarps>& shared, const States& A, int first,
-                                        unsigned resets, States& g, States& dA, GroupRows& by_decay,
-                                        GroupProducts& products) {
-  auto& slot = own_of(shared).slot;
+                                        States& g, States& dA, GroupRows& by_decay,
+                                        GroupRows& by_input, uint2* dB) {
+  auto& own = own_of(shared);
+  auto& slot = own.slot;
+  OverChannels over_channels(&slot[first]);
+  over_channels.take(&shared.drive[first]);
+  OverIndices over_indices(&slot[first], &own.B_near[first]);
   const auto put = [&](int i, float sum) { by_decay[i][in_group(i, threadIdx.x)] = sum; };
   {
     const int i = kGroup - 1, s = first + i;
-    const ReverseInputs x(shared, s, resets), y(shared, s - 1, resets);
+    const float2 offset = offsets_at(shared, s - 1);
+    const ReverseInputs x(shared, s, offset.y), y(shared, s - 1, offset.x);
     put(i, reverse_step<false>(slot[s], A, x, g, dA));
     put(i - 1, reverse_step<false>(slot[s - 1], A, y, g, dA));
   }
+  dB += (kGroup / 2 - 1) * kShares;
 #pragma unroll 1
   for (int i = kGroup - 3; i > 0; i -= 2) {
     const int s = first + i;
-    const ReverseInputs x(shared, s, resets), y(shared, s - 1, resets);
+    const float2 offset = offsets_at(shared, s - 1);
+    const ReverseInputs x(shared, s, offset.y), y(shared, s - 1, offset.x);
     __syncwarp();
-    products.add(i + 2);
-    products.add(i + 1);
+    over_channels.store(i + 1, dB);
+    dB -= kShares;
+    over_indices.add(i + 1);
     const float at_s = reverse_step<false>(slot[s], A, x, g, dA);
     const float below = reverse_step<false>(slot[s - 1], A, y, g, dA);
     put(i, at_s);
     put(i - 1, below);
   }
   __syncwarp();
-  products.add(1);
-  products.add(0);
+  over_channels.store(0, dB);
+  over_indices.add(0);
+  __syncwarp();
+  over_indices.put(by_input);
 }
 
 template <int kWarps>
 __device__ __forceinline__ void reverse_carefully(Bf16Shared<kWarps>& shared, const States& A,
                                                   int first, unsigned resets, States& g, States& dA,
-                                                  GroupRows& by_decay) {
+                                                  GroupRows& by_decay, GroupRows& by_input,
+                                                  uint2* dB) {
+  auto& own = own_of(shared);
 #pragma unroll 1
   for (int i = kGroup - 1; i >= 0; --i) {
-    const ReverseInputs x(shared, first + i, resets);
-    by_decay[i][in_group(i, threadIdx.x)] =
-        reverse_step<true>(own_of(shared).slot[first + i], A, x, g, dA);
+    const ReverseInputs x(shared, first + i, exponent_offset(resets, first + i));
+    by_decay[i][in_group(i, threadIdx.x)] = reverse_step<true>(own.slot[first + i], A, x, g, dA);
   }
+  __syncwarp();
+  const auto& slots = reinterpret_cast<const Slot(&)[kGroup]>(own.slot[first]);
+  OverChannels::carefully<true>(slots, &shared.drive[first], dB);
+  OverIndices::carefully(slots, &own.B_near[first], by_input);
 }
 
 }  // namespace retain::kernels

@@ -61,8 +61,9 @@ struct SelectiveScanCudaFwd {
 
 struct SelectiveScanCudaBwd {
   SelectiveScanCudaInputs in;
-  const void* checkpoints = nullptr;   ///< as the forward pass wrote them, of scan_checkpoint_type
-  Activations dy;                      ///< [T, B, D], or absent for zero
+  const void* checkpoints = nullptr;  ///< as the forward pass wrote them, of scan_checkpoint_type
+  Activations y;   ///< [T, B, D] of the forward pass, where states are bf16 and z is there
+  Activations dy;  ///< [T, B, D], or absent for zero
   const float* dlast_state = nullptr;  ///< [B, D, N] contiguous, or nullptr for zero
   Activations du;                      ///< out: [T, B, D]
   Activations ddelta;                  ///< out: [T, B, D]

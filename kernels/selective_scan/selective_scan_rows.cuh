@@ -19,11 +19,14 @@ struct alignas(16) Rows {
   __device__ __forceinline__ char* at(int step, int offset) const {
     return data + static_cast<uint64_t>(static_cast<unsigned>(step)) * stride + offset;
   }
-  /// The same where strides are below 2^32.
+  /// The same where strides are below 2^32: one instruction a step, as the compiler would not have
+  /// it.
   __device__ __forceinline__ char* near(int step, int offset) const {
-    return data +
-           (static_cast<uint64_t>(static_cast<unsigned>(step)) * static_cast<unsigned>(stride) +
-            static_cast<unsigned>(offset));
+    uint64_t at;
+    asm("mad.wide.u32 %0, %1, %2, %3;"
+        : "=l"(at)
+        : "r"(step), "r"(static_cast<unsigned>(stride)), "l"(data + offset));
+    return reinterpret_cast<char*>(at);
   }
 };
 
@@ -58,6 +61,7 @@ __device__ __forceinline__ void put_all_rows(const SelectiveScanCudaBwd& p,
   put_rows<T>(p.in, me, t, rows);
   if (threadIdx.x == 0) {
     rows[kDy] = rows_of<T>(p.dy, t, me.b, me.first_channel);
+    rows[kY] = rows_of<T>(p.y, t, me.b, me.first_channel);
     rows[kDu] = rows_of<T>(p.du, t, me.b, me.first_channel);
     rows[kDdelta] = rows_of<T>(p.ddelta, t, me.b, me.first_channel);
     rows[kDz] = rows_of<T>(p.dz, t, me.b, me.first_channel);
@@ -94,8 +98,8 @@ __device__ __forceinline__ void move_rows(Rows* all, int64_t steps) {
 /// Copies four elements to shared memory while the thread goes on; zeros where `there` is false.
 template <typename T>
 __device__ __forceinline__ void copy_four(T* to, const char* from, bool there) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)),
-               "l"(from), "n"(4 * sizeof(T)), "r"(there ? static_cast<int>(4 * sizeof(T)) : 0));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from),
+               "n"(4 * sizeof(T)), "r"(there ? static_cast<int>(4 * sizeof(T)) : 0));
 }
 
 /// Starts to bring the tile that begins at step `first` of the rows into shared memory: u, delta
@@ -103,8 +107,8 @@ __device__ __forceinline__ void copy_four(T* to, const char* from, bool there) {
 /// their boundaries; those that do not become zeros.
 template <class Layout, typename T>
 __device__ __forceinline__ void copy_tile(const Rows* all, RawTile<Layout, T>& raw,
-                                          const WarpPlace<Layout>& me, int N, int first,
-                                          int steps, bool gradients) {
+                                          const WarpPlace<Layout>& me, int N, int first, int steps,
+                                          bool gradients) {
   constexpr int kSize = sizeof(T);
   // All addresses first: a copy would hold back the reads of the next rows.
   const bool there = me.four_step < steps && me.four < me.channels;

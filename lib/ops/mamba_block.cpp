@@ -116,7 +116,7 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     const Projected projected(dt_B_C, dt_columns.size(0), A_log.size(1));
     const auto delta = product(projected.dt, dt_columns);  // its bias goes into the scan
     const auto A = log_rates.exp().neg_();
-    const auto wanted = scan_checkpoints({x, delta, A, projected.B, projected.C});
+    const auto wanted = scan_checkpoints({x, delta, A, projected.B, projected.C, D_skip, x_z[1]});
     const auto [y, new_ssm_state, checkpoints] = selective_scan_fwd(
         x, delta, A, projected.B, projected.C, if_present(D_skip), x_z[1], if_present(delta_bias),
         true, ssm_state, reset, false, wanted.kept ? wanted.every : 0, wanted.dtype);
@@ -126,6 +126,7 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
                                 wanted.kept ? checkpoints : Tensor(), value_or_undefined(reset),
                                 wanted.kept ? Tensor() : ssm_state});
     context->saved_data["y"] = y;
+    context->saved_data["with_y"] = wanted.with_y;
     context->saved_data["every"] = wanted.every;
     context->saved_data["dt_rank"] = dt_proj_weight.size(1);
     context->saved_data["types"] = numbers_of(types_of(small, /*wide=*/false));
@@ -144,13 +145,15 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     const auto dt_columns = columns_of(saved[9]);
     const auto taps_bias = if_present(saved[6]), D_skip = if_present(saved[13]),
                delta_bias = if_present(saved[14]), reset = if_present(saved[16]);
+    auto y = context->saved_data["y"].toTensor();
+    // A saved variable's memory would stay; its own goes back when the scan has read it.
+    if (!torch::autograd::get_current_graph_task_keep_graph()) context->saved_data.erase("y");
     Tensor dy, dout_proj;
     if (gradients[0].defined()) {
       dy = product(gradients[0], out_proj);
-      dout_proj = at::mm(rows_of(gradients[0]).t(), rows_of(context->saved_data["y"].toTensor()));
+      dout_proj = at::mm(rows_of(gradients[0]).t(), rows_of(y));
     }
-    // Its memory is given back before the scan asks for more: a saved variable's would stay.
-    if (!torch::autograd::get_current_graph_task_keep_graph()) context->saved_data.erase("y");
+    if (!context->saved_data["with_y"].toBool()) y.reset();
     const auto x_z = xz.chunk(2, -1);
     const Projected projected(dt_B_C, dt_columns.size(0), A.size(1));
     auto checkpoints = saved[15];
@@ -164,9 +167,10 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     const Projected dprojected(ddt_dB_dC, dt_columns.size(0), A.size(1));
     auto [dx, ddelta, dA, dD, ddelta_bias, dssm_state] = selective_scan_bwd_into(
         if_present(dy), if_present(gradients[2]), x, delta, A, projected.B, projected.C, D_skip,
-        x_z[1], delta_bias, true, std::nullopt, reset, false, checkpoints,
+        x_z[1], delta_bias, true, std::nullopt, reset, false, if_present(y), checkpoints,
         context->saved_data["every"].toInt(), dprojected.B, dprojected.C, dx_dz[1]);
     dy.reset();  // gives its memory back
+    y.reset();
     auto ddt = rows_of(ddt_dB_dC).narrow(1, 0, dt_columns.size(0));
     at::mm_out(ddt, rows_of(ddelta), dt_columns.t());
     const auto ddt_columns = at::mm(rows_of(projected.dt).t(), rows_of(ddelta));

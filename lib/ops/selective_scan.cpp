@@ -42,9 +42,9 @@ void check_selective_scan(const char* op, const SelectiveScanTensors& in) {
 }
 
 void check_selective_scan_bwd(const SelectiveScanTensors& in, const OptionalTensor& dy,
-                              const OptionalTensor& dlast_state, const Tensor& checkpoints,
-                              int64_t checkpoint_every, const Tensor& dB, const Tensor& dC,
-                              const OptionalTensor& dz) {
+                              const OptionalTensor& dlast_state, const OptionalTensor& y,
+                              const Tensor& checkpoints, int64_t checkpoint_every, const Tensor& dB,
+                              const Tensor& dC, const OptionalTensor& dz) {
   constexpr char kOp[] = "selective_scan_bwd";
   check_selective_scan(kOp, in);
   TORCH_CHECK(checkpoint_every > 0, kOp, ": checkpoint_every must be positive, got ",
@@ -60,6 +60,7 @@ void check_selective_scan_bwd(const SelectiveScanTensors& in, const OptionalTens
   };
   check("dy", dy, "[T, B, d_inner]", {T, B, D});
   check("dlast_state", dlast_state, "[B, d_inner, d_state]", {B, D, N});
+  check("y", y, "[T, B, d_inner]", {T, B, D});
   check("checkpoints", checkpoints, "[ceil(T / checkpoint_every), B, d_inner, d_state]",
         {(T + (checkpoint_every - 1)) / checkpoint_every, B, D, N});
   check("dB", dB, "[T, B, groups, d_state]", {T, B, G, N});
@@ -88,7 +89,8 @@ ScanCheckpoints scan_checkpoints(const SelectiveScanTensors& in) {
     if (in_bf16) dtype = at::kBFloat16;
   }
   const auto bytes = N * static_cast<int64_t>(c10::elementSize(dtype));  // of a channel's state
-  return {every, dtype, 4 * bytes <= 5 * every * in.u.element_size()};
+  return {every, dtype, 4 * bytes <= 5 * every * in.u.element_size(),
+          dtype == at::kBFloat16 && in.z.defined()};
 }
 
 Tensor scan_checkpoints_again(SELECTIVE_SCAN_PARAMETERS) {
@@ -98,13 +100,14 @@ Tensor scan_checkpoints_again(SELECTIVE_SCAN_PARAMETERS) {
 
 ScanBwdIntoOutputs selective_scan_bwd_into(const OptionalTensor& dy,
                                            const OptionalTensor& dlast_state,
-                                           SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints,
-                                           int64_t checkpoint_every, const Tensor& dB,
-                                           const Tensor& dC, const OptionalTensor& dz) {
+                                           SELECTIVE_SCAN_PARAMETERS, const OptionalTensor& y,
+                                           const Tensor& checkpoints, int64_t checkpoint_every,
+                                           const Tensor& dB, const Tensor& dC,
+                                           const OptionalTensor& dz) {
   static const auto op =
       find_op<decltype(selective_scan_bwd_into)>("retain::selective_scan_bwd_into");
-  return op.call(dy, dlast_state, SELECTIVE_SCAN_ARGUMENTS, checkpoints, checkpoint_every, dB, dC,
-                 dz);
+  return op.call(dy, dlast_state, SELECTIVE_SCAN_ARGUMENTS, y, checkpoints, checkpoint_every, dB,
+                 dC, dz);
 }
 
 namespace {
@@ -115,10 +118,10 @@ ScanOutputs call_scan(SELECTIVE_SCAN_PARAMETERS) {
 }
 
 ScanBwdOutputs call_bwd(const OptionalTensor& dy, const OptionalTensor& dlast_state,
-                        SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints,
-                        int64_t checkpoint_every) {
+                        SELECTIVE_SCAN_PARAMETERS, const OptionalTensor& y,
+                        const Tensor& checkpoints, int64_t checkpoint_every) {
   static const auto op = find_op<decltype(call_bwd)>("retain::selective_scan_bwd");
-  return op.call(dy, dlast_state, SELECTIVE_SCAN_ARGUMENTS, checkpoints, checkpoint_every);
+  return op.call(dy, dlast_state, SELECTIVE_SCAN_ARGUMENTS, y, checkpoints, checkpoint_every);
 }
 
 // Meta: shapes and dtypes only
@@ -143,8 +146,8 @@ ScanOutputs scan_meta(SELECTIVE_SCAN_PARAMETERS) {
 }
 
 ScanBwdIntoOutputs bwd_into_meta(const OptionalTensor&, const OptionalTensor&,
-                                 SELECTIVE_SCAN_PARAMETERS, const Tensor&, int64_t, const Tensor&,
-                                 const Tensor&, const OptionalTensor&) {
+                                 SELECTIVE_SCAN_PARAMETERS, const OptionalTensor&, const Tensor&,
+                                 int64_t, const Tensor&, const Tensor&, const OptionalTensor&) {
   const auto in = gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS);
   const auto like = [&](const Tensor& tensor) {
     return tensor.defined() ? at::empty_symint(tensor.sym_sizes(), tensor.options())
@@ -157,14 +160,15 @@ ScanBwdIntoOutputs bwd_into_meta(const OptionalTensor&, const OptionalTensor&,
 
 /// With dB, dC and dz of its own.
 ScanBwdOutputs bwd(const OptionalTensor& dy, const OptionalTensor& dlast_state,
-                   SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints, int64_t checkpoint_every) {
+                   SELECTIVE_SCAN_PARAMETERS, const OptionalTensor& y, const Tensor& checkpoints,
+                   int64_t checkpoint_every) {
   const auto like = [](const Tensor& tensor) {
     return at::empty_symint(tensor.sym_sizes(), tensor.options());
   };
   const auto dB = like(B), dC = like(C);
   const auto dz = z ? OptionalTensor(like(*z)) : std::nullopt;
   auto [du, ddelta, dA, dD, ddelta_bias, dinitial_state] = selective_scan_bwd_into(
-      dy, dlast_state, SELECTIVE_SCAN_ARGUMENTS, checkpoints, checkpoint_every, dB, dC, dz);
+      dy, dlast_state, SELECTIVE_SCAN_ARGUMENTS, y, checkpoints, checkpoint_every, dB, dC, dz);
   return {du,          ddelta,        dA, dB, dC, dD, dz ? *dz : at::empty({0}, u.options()),
           ddelta_bias, dinitial_state};
 }
@@ -192,7 +196,8 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
     context->save_for_backward({u, delta, A, B, C, value_or_undefined(D), value_or_undefined(z),
                                 value_or_undefined(delta_bias), value_or_undefined(reset),
                                 wanted.kept ? checkpoints : Tensor(),
-                                wanted.kept ? Tensor() : value_or_undefined(initial_state)});
+                                wanted.kept ? Tensor() : value_or_undefined(initial_state),
+                                wanted.with_y ? y : Tensor()});
     context->saved_data["delta_softplus"] = delta_softplus;
     context->saved_data["has_initial_state"] = present(initial_state);
     context->saved_data["exact"] = exact;
@@ -214,10 +219,10 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
           scan_checkpoints_again(saved[0], saved[1], saved[2], saved[3], saved[4], D, z, delta_bias,
                                  delta_softplus, if_present(saved[10]), reset, exact);
     }
-    auto [du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state] =
-        call_bwd(if_present(gradients[0]), if_present(gradients[1]), saved[0], saved[1], saved[2],
-                 saved[3], saved[4], D, z, delta_bias, delta_softplus, std::nullopt, reset, exact,
-                 checkpoints, context->saved_data["checkpoint_every"].toInt());
+    auto [du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state] = call_bwd(
+        if_present(gradients[0]), if_present(gradients[1]), saved[0], saved[1], saved[2], saved[3],
+        saved[4], D, z, delta_bias, delta_softplus, std::nullopt, reset, exact,
+        if_present(saved[11]), checkpoints, context->saved_data["checkpoint_every"].toInt());
     return {du,
             ddelta,
             dA,
@@ -309,16 +314,15 @@ TORCH_LIBRARY_FRAGMENT(retain, m) {
   m.def(
       "selective_scan_bwd(Tensor? dy, Tensor? dlast_state, Tensor u, Tensor delta, Tensor A, "
       "Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, "
-      "Tensor? initial_state, Tensor? reset, bool exact, Tensor checkpoints, int checkpoint_every) "
-      "-> (Tensor du, Tensor ddelta, "
-      "Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz, Tensor ddelta_bias, "
-      "Tensor dinitial_state)");
+      "Tensor? initial_state, Tensor? reset, bool exact, Tensor? y, Tensor checkpoints, "
+      "int checkpoint_every) -> (Tensor du, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, "
+      "Tensor dD, Tensor dz, Tensor ddelta_bias, Tensor dinitial_state)");
   m.def(
       "selective_scan_bwd_into(Tensor? dy, Tensor? dlast_state, Tensor u, Tensor delta, Tensor A, "
       "Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, "
-      "Tensor? initial_state, Tensor? reset, bool exact, Tensor checkpoints, int checkpoint_every, "
-      "Tensor(a!) dB, Tensor(b!) dC, Tensor(c!)? dz) -> (Tensor du, Tensor ddelta, Tensor dA, "
-      "Tensor dD, Tensor ddelta_bias, Tensor dinitial_state)");
+      "Tensor? initial_state, Tensor? reset, bool exact, Tensor? y, Tensor checkpoints, "
+      "int checkpoint_every, Tensor(a!) dB, Tensor(b!) dC, Tensor(c!)? dz) -> (Tensor du, "
+      "Tensor ddelta, Tensor dA, Tensor dD, Tensor ddelta_bias, Tensor dinitial_state)");
   m.def(
       "selective_scan_update(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor state, "
       "Tensor? D=None, Tensor? z=None, Tensor? delta_bias=None, bool delta_softplus=False, "

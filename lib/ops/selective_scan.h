@@ -24,7 +24,8 @@ using at::Tensor;
 /// initial_state [B, D, N]; reset [T, B] bool. An undefined tensor counts as absent. On CUDA N is
 /// at most 256.
 /// Returns y [T, B, D] of u's dtype and last_state [B, D, N] (fp32; fp64 for fp64 inputs).
-/// Differentiable in every floating-point input and through both outputs.
+/// Differentiable in every floating-point input and through both outputs. On CUDA, in bf16 with z
+/// and N from 8 to 32, a backward pass wants y as it was: changing it in place before is an error.
 ///
 /// On CUDA few rows and channels over many steps are scanned in segments of time at once. `exact`
 /// forces the order of time, which equals repeated updates bit for bit, as the CPU always does.

@@ -164,8 +164,9 @@ ScanFwdOutputs fwd(const SelectiveScanTensors& in, int64_t checkpoint_every,
 }
 
 SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
-                           const SelectiveScanTensors& in, const Tensor& checkpoints,
-                           int64_t checkpoint_every, const SelectiveScanWritten& written) {
+                           const SelectiveScanTensors& in, const Tensor& /*y*/,
+                           const Tensor& checkpoints, int64_t checkpoint_every,
+                           const SelectiveScanWritten& written) {
   check_checkpoint_every(checkpoint_every);
   return state_dtype(in.u) == at::kDouble
              ? backward<double>(dy, dlast_state, in, checkpoints, written)

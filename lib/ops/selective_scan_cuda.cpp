@@ -145,7 +145,7 @@ bool are_rows(const Tensor& x, at::ScalarType dtype) {
 }
 
 SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
-                           const SelectiveScanTensors& tensors, const Tensor& kept,
+                           const SelectiveScanTensors& tensors, const Tensor& y, const Tensor& kept,
                            int64_t checkpoint_every, const SelectiveScanWritten& written) {
   const c10::cuda::CUDAGuard guard(tensors.u.device());
   const auto checkpoints = kept.contiguous();
@@ -156,9 +156,13 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
               "selective_scan: a backward pass of ", dtype_name(prepared.dtype),
               " inputs with d_state ", in.N, " does not take checkpoints in ",
               dtype_name(checkpoints.scalar_type()));
+  const bool with_y = in.checkpoint_type == kernels::ActivationType::bf16 && tensors.z.defined();
+  TORCH_CHECK(!with_y || y.defined(),
+              "selective_scan: a backward pass over bfloat16 checkpoints with z needs y");
   const Segments segments(prepared, tensors.exact, true);
   const auto activation = prepared.activation_options(), wide = prepared.float_options();
   const auto dout = with_dense_rows(dy, prepared.dtype);
+  const auto y_rows = with_y ? with_dense_rows(y, prepared.dtype) : Tensor();
   const auto dlast = dense(dlast_state, at::kFloat);
   const auto du = at::empty({in.T, in.B, in.D}, activation), ddelta = at::empty_like(du);
   // Where its type or layout is not the kernel's, a gradient is copied.
@@ -184,6 +188,7 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
   kernels::selective_scan_cuda_bwd(
       {.in = in,
        .checkpoints = checkpoints.const_data_ptr(),
+       .y = activations(y_rows),
        .dy = activations(dout),
        .dlast_state = pointer<float>(dlast),
        .du = mutable_activations(du),

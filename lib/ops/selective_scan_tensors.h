@@ -48,9 +48,9 @@ void check_selective_scan(const char* op, const SelectiveScanTensors& in);
 
 /// The same, and shapes and devices of what the backward pass takes and writes.
 void check_selective_scan_bwd(const SelectiveScanTensors& in, const OptionalTensor& dy,
-                              const OptionalTensor& dlast_state, const Tensor& checkpoints,
-                              int64_t checkpoint_every, const Tensor& dB, const Tensor& dC,
-                              const OptionalTensor& dz);
+                              const OptionalTensor& dlast_state, const OptionalTensor& y,
+                              const Tensor& checkpoints, int64_t checkpoint_every, const Tensor& dB,
+                              const Tensor& dC, const OptionalTensor& dz);
 
 using ScanOutputs = std::tuple<Tensor, Tensor>;
 using ScanFwdOutputs = std::tuple<Tensor, Tensor, Tensor>;
@@ -66,12 +66,14 @@ ScanFwdOutputs selective_scan_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_
                                   at::ScalarType checkpoint_dtype);
 
 /// The pass back: gradients of u, delta, A, D, delta_bias and initial_state. Those of B, C and,
-/// where it is there, z are written, in tensors of their shape and dtype.
+/// where it is there, z are written, in tensors of their shape and dtype. `y` is the forward's,
+/// asked for where ScanCheckpoints say so.
 ScanBwdIntoOutputs selective_scan_bwd_into(const OptionalTensor& dy,
                                            const OptionalTensor& dlast_state,
-                                           SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints,
-                                           int64_t checkpoint_every, const Tensor& dB,
-                                           const Tensor& dC, const OptionalTensor& dz);
+                                           SELECTIVE_SCAN_PARAMETERS, const OptionalTensor& y,
+                                           const Tensor& checkpoints, int64_t checkpoint_every,
+                                           const Tensor& dB, const Tensor& dC,
+                                           const OptionalTensor& dz);
 
 /// How often the backward on u's device wants the state, as what, and whether the forward keeps
 /// them for it: where they would take more than 5/4 of u's memory it runs the forward again.
@@ -79,6 +81,7 @@ struct ScanCheckpoints {
   int64_t every;
   at::ScalarType dtype;
   bool kept;
+  bool with_y;  ///< whether it wants y, too
 };
 ScanCheckpoints scan_checkpoints(const SelectiveScanTensors& in);
 
@@ -104,10 +107,11 @@ struct SelectiveScanWritten {
 /// returns y, last_state and [ceil(T / checkpoint_every), B, d_inner, d_state], the state that
 /// enters every checkpoint_every-th step; an empty tensor if checkpoint_every is 0;
 ///   SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
-///                              const SelectiveScanTensors& in, const Tensor& checkpoints,
-///                              int64_t checkpoint_every, const SelectiveScanWritten& written)
-/// takes an undefined dy or dlast_state as zero. It does not read in.initial_state: the checkpoints
-/// hold it.
+///                              const SelectiveScanTensors& in, const Tensor& y,
+///                              const Tensor& checkpoints, int64_t checkpoint_every,
+///                              const SelectiveScanWritten& written)
+/// takes an undefined dy or dlast_state as zero; y is there where ScanCheckpoints ask for it. It
+/// does not read in.initial_state: the checkpoints hold it.
 template <auto& kFwd, auto& kBwd>
 struct SelectiveScanOps {
   static ScanOutputs scan(SELECTIVE_SCAN_PARAMETERS) {
@@ -124,13 +128,14 @@ struct SelectiveScanOps {
 
   /// Each gradient in the type of its argument.
   static ScanBwdIntoOutputs bwd_into(const OptionalTensor& dy, const OptionalTensor& dlast_state,
-                                     SELECTIVE_SCAN_PARAMETERS, const Tensor& checkpoints,
-                                     int64_t checkpoint_every, const Tensor& dB, const Tensor& dC,
-                                     const OptionalTensor& dz) {
+                                     SELECTIVE_SCAN_PARAMETERS, const OptionalTensor& y,
+                                     const Tensor& checkpoints, int64_t checkpoint_every,
+                                     const Tensor& dB, const Tensor& dC, const OptionalTensor& dz) {
     const auto in = gather_selective_scan(SELECTIVE_SCAN_ARGUMENTS);
-    check_selective_scan_bwd(in, dy, dlast_state, checkpoints, checkpoint_every, dB, dC, dz);
-    const auto g = kBwd(value_or_undefined(dy), value_or_undefined(dlast_state), in, checkpoints,
-                        checkpoint_every, {dB, dC, value_or_undefined(dz)});
+    check_selective_scan_bwd(in, dy, dlast_state, y, checkpoints, checkpoint_every, dB, dC, dz);
+    const auto g =
+        kBwd(value_or_undefined(dy), value_or_undefined(dlast_state), in, value_or_undefined(y),
+             checkpoints, checkpoint_every, {dB, dC, value_or_undefined(dz)});
     const auto as = [](const Tensor& gradient, const Tensor& argument) {
       return argument.defined() ? gradient.to(argument.scalar_type()) : gradient;
     };

@@ -199,6 +199,7 @@ void scan(Arena& arena, ActivationType type, const ScanProblem& p, bool resets, 
   SelectiveScanCudaBwd bwd;
   bwd.in = cut(arena, in, segments, /*backward=*/true);
   bwd.checkpoints = checkpoints;
+  if (all) bwd.y = fwd.y;
   if (all) bwd.dy = arena.activations(type, T, B, D);
   bwd.dlast_state = arena.floats(states);
   bwd.du = arena.outputs(type, T, B, D);

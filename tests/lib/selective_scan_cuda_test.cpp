@@ -332,7 +332,8 @@ TEST(SelectiveScanCuda, ReadsStridedAndExpandedViews) {
   };
   const Op viewed = [&](const Tensors& inputs) {
     auto moved = cuda(inputs);
-    for (const size_t i : {size_t{kU}, size_t{kDelta}, size_t{6}}) moved[i] = batch_first(moved[i]);
+    for (const size_t i : {size_t{kU}, size_t{kDelta}, size_t{kZ}})
+      moved[i] = batch_first(moved[i]);
     for (const size_t i : {size_t{kB}, size_t{kC}}) moved[i] = within_wider(moved[i]);
     return cpu(ScanArguments(p.options, moved, cuda(reset_of(p))).run());
   };

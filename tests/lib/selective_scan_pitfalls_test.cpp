@@ -89,6 +89,52 @@ TEST_P(ScanPitfalls, DecaysOfZeroAndOneHaveGradients) {
   expect_matches_reference(scan(p, {}), reference(p), inputs, at::kFloat, 1e-6, 1e-5);
 }
 
+/// A gate of 0 hides y in the output, and has a gradient all the same.
+TEST_P(ScanPitfalls, ShutGatesHaveTheirGradient) {
+  for (const int64_t N : {4, 16, 24}) {
+    for (const bool odd_steps : {false, true}) {  // which one of two warps has
+      const ScanProblem p{37, 2, 40, N, 1, {.reset = false}};
+      auto inputs = inputs_of(p);
+      auto shut = at::ones({p.T, p.B, p.D}, at::kBool);
+      shut.slice(0, odd_steps ? 0 : 1, p.T, 2) =
+          random_mask({(p.T + odd_steps) / 2, p.B, p.D}, 0.3, 5);
+      shut[10].fill_(false);
+      inputs[kZ].masked_fill_(shut, 0.);
+      inputs[kZ][20].fill_(-0.);
+      SCOPED_TRACE(::testing::Message() << N << " " << odd_steps);
+      expect_matches_reference(scan(p, {}), reference(p), inputs, at::kFloat, 1e-6, 1e-5);
+      expect_half_types_keep_precision(scan(p, {}), reference(p), inputs);
+    }
+  }
+}
+
+/// What meets a gradient of 0 does not count, finite or not.
+TEST_P(ScanPitfalls, GatesThatAreNotFiniteMeetNoGradient) {
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    for (const int64_t N : {4, 16, 24}) {
+      const ScanProblem p{37, 2, 40, N, 1, {.reset = false}};
+      const auto inputs = to(inputs_of(p), dtype);
+      const auto hidden = random_mask({p.T, p.B, p.D}, 0.1, 5);
+      const auto run = [&](double gate, bool of_state) {
+        Tensors in;
+        for (const auto& input : inputs) in.push_back(input.detach().clone());
+        in[kZ].masked_fill_(hidden, gate);
+        for (auto& input : in) input.requires_grad_();
+        const auto outputs = scan(p, {})(in);
+        const auto dy = randn({p.T, p.B, p.D}, 6).to(dtype).masked_fill(hidden, 0);
+        return of_state ? torch::autograd::grad({outputs[1]}, in, {at::ones_like(outputs[1])})
+                        : torch::autograd::grad({outputs[0]}, in, {dy});
+      };
+      for (const double gate : {kInfinity, -kInfinity, kNaN}) {
+        for (const bool of_state : {false, true}) {
+          SCOPED_TRACE(::testing::Message() << dtype << " " << N << " " << gate << " " << of_state);
+          expect_close(run(gate, of_state), run(1, of_state), dtype == at::kFloat ? 1e-6 : 5e-3);
+        }
+      }
+    }
+  }
+}
+
 TEST_P(ScanPitfalls, NaNAfterAResetReachesNothingBeforeIt) {
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
     for (const int64_t N : {4, 16, 24, 40}) {
@@ -108,7 +154,7 @@ TEST_P(ScanPitfalls, NaNAfterAResetReachesNothingBeforeIt) {
             dlast.fill_(poison);
             const auto gradients = torch::autograd::grad(outputs, in, {dy, dlast.to(outputs[1])});
             Tensors seen;
-            for (const size_t i : {size_t{kU}, size_t{kDelta}, size_t{kB}, size_t{kC}, size_t{6}})
+            for (const size_t i : {size_t{kU}, size_t{kDelta}, size_t{kB}, size_t{kC}, size_t{kZ}})
               seen.push_back(gradients[i].slice(0, 0, at));
             seen.push_back(gradients.back());
             return seen;

@@ -28,9 +28,9 @@ struct ScanProblem {
   ScanOptions options = {};
 };
 
-/// Where each argument lies among the inputs; only `initial_state` and those before it get
-/// gradients.
-enum ScanInput : size_t { kU, kDelta, kA, kB, kC, kFirstOptional };
+/// Where each argument lies among the inputs, z with all optional ones before it; only
+/// `initial_state` and those before it get gradients.
+enum ScanInput : size_t { kU, kDelta, kA, kB, kC, kFirstOptional, kZ = kFirstOptional + 1 };
 
 /// u, delta, A, B, C, then the optional arguments that are there, in the order of the signature.
 inline Tensors inputs_of(const ScanProblem& p, uint64_t seed = 1) {

@@ -165,7 +165,7 @@ TEST(SelectiveScan, ReadsStridedViews) {
   for (const auto& view : std::vector<std::function<at::Tensor(const at::Tensor&)>>{
            batch_first, within_wider, outside_in}) {
     auto viewed = in;
-    for (const size_t i : {size_t{kU}, size_t{kDelta}, size_t{kB}, size_t{kC}, size_t{6}}) {
+    for (const size_t i : {size_t{kU}, size_t{kDelta}, size_t{kB}, size_t{kC}, size_t{kZ}}) {
       viewed[i] = view(in[i]);
       ASSERT_FALSE(viewed[i].is_contiguous());
     }
