@@ -458,6 +458,10 @@ class OnCuda(OpTest):
     def test_compiled_scan_equals_eager(self):
         for T, dynamic in ((19, False), (33, True)):
             self.compiled_scan_equals_eager(to_device(scan_arguments(T=T), "cuda"), dynamic)
+            narrow = to_device(scan_arguments(T=T, N=16), "cuda")  # its backward takes y
+            for name in ("u", "delta", "B", "C", "z"):
+                narrow[name] = narrow[name].detach().to(torch.bfloat16).requires_grad_()
+            self.compiled_scan_equals_eager(narrow, dynamic)
 
     def test_a_graph_holds_training(self):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
