@@ -188,9 +188,11 @@ __device__ __forceinline__ void store_pairs(float* to, float2 sum, float (&other
   if (c < channels) to[c] = own;
 }
 
-template <int kWarps>
+/// kWhole: all lies in whole words.
+template <int kWarps, bool kWhole>
 __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
-    const __grid_constant__ SelectiveScanCudaBwd p, Alignment aligned, Words words) {
+    const __grid_constant__ SelectiveScanCudaBwd p, Alignment aligned, Words some) {
+  const Words words = kWhole ? Words{true, true} : some;
   extern __shared__ char memory[];
   auto& shared = *reinterpret_cast<Bf16Shared<kWarps>*>(memory);
   auto& own = own_of(shared);
@@ -213,7 +215,7 @@ __global__ __launch_bounds__(32 * kWarps, 8 / kWarps) void scan_bwd_by_lanes(
 
   constexpr int kEvery = kSteps * kWarps;
   const int length = static_cast<int>(me.end - me.begin);
-  const bool exists = me.channel < me.channels, whole = in.N % kWord == 0;
+  const bool exists = me.channel < me.channels, whole = kWhole || in.N % kWord == 0;
   const auto* checkpoint = static_cast<const bf16*>(p.checkpoints) + me.state +
                            ((me.end + kEvery - 1) / kEvery - 1) * all_states;
   int reset = 0;
@@ -325,9 +327,11 @@ void launch_by_lanes(const SelectiveScanCudaBwd& p, CudaStream stream) {
   const auto all = {in.u, in.delta, in.z, p.y, p.dy, p.du, p.ddelta, p.dz};
   const Alignment aligned(in, all);
   constexpr int kBytes = sizeof(Bf16Shared<kWarps>);
-  allow_shared(scan_bwd_by_lanes<kWarps>, kBytes);
-  scan_bwd_by_lanes<kWarps><<<scan_grid<Layout>(in), dim3(32, kWarps), kBytes, stream>>>(
-      p, aligned, in_words<bf16>(in, aligned, all));
+  const auto words = in_words<bf16>(in, aligned, all);
+  const auto kernel = words.channels && words.indices ? scan_bwd_by_lanes<kWarps, true>
+                                                      : scan_bwd_by_lanes<kWarps, false>;
+  allow_shared(kernel, kBytes);
+  kernel<<<scan_grid<Layout>(in), dim3(32, kWarps), kBytes, stream>>>(p, aligned, words);
   check_launch("selective_scan: backward");
 }
 

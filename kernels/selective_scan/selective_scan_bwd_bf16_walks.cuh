@@ -73,8 +73,8 @@ __device__ __forceinline__ void scan(Bf16Shared<kWarps>& shared, const States& A
   for (int s = 0; s < kSteps; s += 2) {
     const ScanPair pair = next;
     next = ScanPair(shared, s + 2);
-    __syncwarp();
     over_channels.take(&shared.dy_near[(s - 2) & kGroup]);
+    __syncwarp();
     over_channels.store(s - 2, dC, s > 0);
     dC += kShares;
     scan_step(shared, A, s, pair.low, h);
