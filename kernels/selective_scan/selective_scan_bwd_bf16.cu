@@ -16,13 +16,13 @@
 namespace retain::kernels {
 namespace {
 
-/// Whether it is so for any thread of the block.
+/// Whether any thread of the block met something odd.
 template <int kWarps>
-__device__ __forceinline__ bool any_of_block(bool one) {
+__device__ __forceinline__ bool any_odd_of_block(float odd) {
   if constexpr (kWarps == 1) {
-    return __any_sync(~0u, one);
+    return any_odd(odd);
   } else {
-    return __syncthreads_or(one);
+    return __syncthreads_or(odd != 0.f);
   }
 }
 
@@ -98,15 +98,17 @@ struct BlockSums {
       : rows(in.B * in.G * ((in.N + kN - 1) / kN)),
         groups((in.T + kSteps - 1) / kSteps * (kSteps / kGroup)) {}
 
-  __host__ __device__ __forceinline__ int64_t of_a_block() const { return rows * groups * 32; }
+  __host__ __device__ __forceinline__ int64_t of_a_block() const {
+    return rows * groups * kGroupShares;
+  }
 
   /// Where a lane's words begin.
   template <int kWarps>
   __device__ __forceinline__ uint2* at(float* blocks, const SelectiveScanCudaInputs& in,
                                        const WarpPlace<Layout>& me) const {
     const int64_t row = (me.b * in.G + me.group) * kWarps + warp_of<kWarps>();
-    return reinterpret_cast<uint2*>(blocks) + me.channel_block * of_a_block() + row * groups * 32 +
-           threadIdx.x / 4;
+    return reinterpret_cast<uint2*>(blocks) + me.channel_block * of_a_block() +
+           row * groups * kGroupShares + threadIdx.x / 4;
   }
 };
 
@@ -128,12 +130,12 @@ __device__ __forceinline__ bool scan_tile(Bf16Shared<kWarps>& shared, const Pair
   note(odd, g);
   scan(shared, A, h, dC);
   note(odd, h);
-  const bool careful = any_of_block<kWarps>(odd != 0.f);
+  const bool careful = any_odd_of_block<kWarps>(odd);
   if (careful) {
     before.get(h);
     scan_carefully(shared, A, resets, h, dC);
   }
-  if (any_of_block<kWarps>(odd_dz != 0.f)) {
+  if (any_odd_of_block<kWarps>(odd_dz)) {
     sync<kWarps>();
     finish_shut_gates(shared, D, first, steps, channels);
     sync<kWarps>();
@@ -153,7 +155,7 @@ __device__ __forceinline__ void reverse_group(Bf16Shared<kWarps>& shared, PairWe
   auto& by_input = group_rows(shared, warp_of<kWarps>(), input_at);
   // A reset's decay of 0 would not clear a gradient that has overflowed.
   if ((resets >> k & ((1u << kGroup) - 1)) != 0) {
-    careful = any_of_block<kWarps>(odd_of(g) != 0.f) || careful;
+    careful = any_odd_of_block<kWarps>(odd_of(g)) || careful;
   }
   if (careful) {
     reverse_carefully(shared, A, k, resets, g, dA, by_decay, by_input, dB);
@@ -291,6 +293,7 @@ constexpr int kSumThreads = 128;
 __global__ __launch_bounds__(kSumThreads) void sum_bf16(
     const __grid_constant__ SelectiveScanCudaBwd p, int64_t count, unsigned blocks_a_row) {
   constexpr int kWarps = kSumThreads / 32;
+  static_assert(kGroupShares == 32);  // a lane's word of a group
   const auto& in = p.in;
   const BlockSums sums(in);
   const unsigned row = blockIdx.x / blocks_a_row, lane = threadIdx.x % 32;
@@ -298,7 +301,7 @@ __global__ __launch_bounds__(kSumThreads) void sum_bf16(
   if (group >= sums.groups) return;
   const float* blocks = blockIdx.y == 0 ? p.dB_blocks : p.dC_blocks;
   const auto* from =
-      reinterpret_cast<const uint2*>(blocks) + (row * sums.groups + group) * 32 + lane;
+      reinterpret_cast<const uint2*>(blocks) + (row * sums.groups + group) * kGroupShares + lane;
   float2 low = {}, high = {};
 #pragma unroll 8
   for (int64_t k = 0; k < count; ++k) {

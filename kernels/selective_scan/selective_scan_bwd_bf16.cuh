@@ -125,6 +125,7 @@ __device__ __forceinline__ void store_if(bool here, uint2* to, uint2 x) {
 }
 
 constexpr int kShares = 8;  ///< words of a pair of steps' shares of dB or dC
+constexpr int kGroupShares = kGroup / 2 * kShares;
 
 /// Sums over channels of slots by index: a block's shares of dB or dC, of which a pair of steps has
 /// a word for each of eight lanes' indices.

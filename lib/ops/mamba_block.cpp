@@ -116,7 +116,7 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
     const Projected projected(dt_B_C, dt_columns.size(0), A_log.size(1));
     const auto delta = product(projected.dt, dt_columns);  // its bias goes into the scan
     const auto A = log_rates.exp().neg_();
-    const auto wanted = scan_checkpoints({x, delta, A, projected.B, projected.C, D_skip, x_z[1]});
+    const auto wanted = scan_checkpoints({x, delta, A, projected.B, projected.C});
     const auto [y, new_ssm_state, checkpoints] = selective_scan_fwd(
         x, delta, A, projected.B, projected.C, if_present(D_skip), x_z[1], if_present(delta_bias),
         true, ssm_state, reset, false, wanted.kept ? wanted.every : 0, wanted.dtype);
@@ -126,7 +126,6 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
                                 wanted.kept ? checkpoints : Tensor(), value_or_undefined(reset),
                                 wanted.kept ? Tensor() : ssm_state});
     context->saved_data["y"] = y;
-    context->saved_data["with_y"] = wanted.with_y;
     context->saved_data["every"] = wanted.every;
     context->saved_data["dt_rank"] = dt_proj_weight.size(1);
     context->saved_data["types"] = numbers_of(types_of(small, /*wide=*/false));
@@ -153,7 +152,6 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
       dy = product(gradients[0], out_proj);
       dout_proj = at::mm(rows_of(gradients[0]).t(), rows_of(y));
     }
-    if (!context->saved_data["with_y"].toBool()) y.reset();
     const auto x_z = xz.chunk(2, -1);
     const Projected projected(dt_B_C, dt_columns.size(0), A.size(1));
     auto checkpoints = saved[15];
@@ -161,6 +159,7 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
       checkpoints = scan_checkpoints_again(x, delta, A, projected.B, projected.C, D_skip, x_z[1],
                                            delta_bias, true, saved[17], reset, false);
     }
+    if (!scan_takes_y(checkpoints.scalar_type(), /*gated=*/true)) y.reset();
     const auto dxz = at::empty(xz.sizes(), xz.options());
     const auto dx_dz = dxz.chunk(2, -1);
     const auto ddt_dB_dC = at::empty(dt_B_C.sizes(), dt_B_C.options());

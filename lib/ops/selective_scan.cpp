@@ -89,8 +89,7 @@ ScanCheckpoints scan_checkpoints(const SelectiveScanTensors& in) {
     if (in_bf16) dtype = at::kBFloat16;
   }
   const auto bytes = N * static_cast<int64_t>(c10::elementSize(dtype));  // of a channel's state
-  return {every, dtype, 4 * bytes <= 5 * every * in.u.element_size(),
-          dtype == at::kBFloat16 && in.z.defined()};
+  return {every, dtype, 4 * bytes <= 5 * every * in.u.element_size()};
 }
 
 Tensor scan_checkpoints_again(SELECTIVE_SCAN_PARAMETERS) {
@@ -197,7 +196,7 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
                                 value_or_undefined(delta_bias), value_or_undefined(reset),
                                 wanted.kept ? checkpoints : Tensor(),
                                 wanted.kept ? Tensor() : value_or_undefined(initial_state),
-                                wanted.with_y ? y : Tensor()});
+                                scan_takes_y(wanted.dtype, present(z)) ? y : Tensor()});
     context->saved_data["delta_softplus"] = delta_softplus;
     context->saved_data["has_initial_state"] = present(initial_state);
     context->saved_data["exact"] = exact;

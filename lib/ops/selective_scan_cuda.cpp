@@ -156,13 +156,13 @@ SelectiveScanGradients bwd(const Tensor& dy, const Tensor& dlast_state,
               "selective_scan: a backward pass of ", dtype_name(prepared.dtype),
               " inputs with d_state ", in.N, " does not take checkpoints in ",
               dtype_name(checkpoints.scalar_type()));
-  const bool with_y = in.checkpoint_type == kernels::ActivationType::bf16 && tensors.z.defined();
-  TORCH_CHECK(!with_y || y.defined(),
-              "selective_scan: a backward pass over bfloat16 checkpoints with z needs y");
+  const bool takes_y = scan_takes_y(checkpoints.scalar_type(), tensors.z.defined());
+  TORCH_CHECK(!takes_y || y.defined(), "selective_scan_bwd: y must be there with ",
+              dtype_name(checkpoints.scalar_type()), " checkpoints and z, got none");
   const Segments segments(prepared, tensors.exact, true);
   const auto activation = prepared.activation_options(), wide = prepared.float_options();
   const auto dout = with_dense_rows(dy, prepared.dtype);
-  const auto y_rows = with_y ? with_dense_rows(y, prepared.dtype) : Tensor();
+  const auto y_rows = takes_y ? with_dense_rows(y, prepared.dtype) : Tensor();
   const auto dlast = dense(dlast_state, at::kFloat);
   const auto du = at::empty({in.T, in.B, in.D}, activation), ddelta = at::empty_like(du);
   // Where its type or layout is not the kernel's, a gradient is copied.

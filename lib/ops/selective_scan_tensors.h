@@ -67,7 +67,7 @@ ScanFwdOutputs selective_scan_fwd(SELECTIVE_SCAN_PARAMETERS, int64_t checkpoint_
 
 /// The pass back: gradients of u, delta, A, D, delta_bias and initial_state. Those of B, C and,
 /// where it is there, z are written, in tensors of their shape and dtype. `y` is the forward's,
-/// asked for where ScanCheckpoints say so.
+/// asked for where scan_takes_y says so.
 ScanBwdIntoOutputs selective_scan_bwd_into(const OptionalTensor& dy,
                                            const OptionalTensor& dlast_state,
                                            SELECTIVE_SCAN_PARAMETERS, const OptionalTensor& y,
@@ -81,9 +81,13 @@ struct ScanCheckpoints {
   int64_t every;
   at::ScalarType dtype;
   bool kept;
-  bool with_y;  ///< whether it wants y, too
 };
 ScanCheckpoints scan_checkpoints(const SelectiveScanTensors& in);
+
+/// Whether the backward over states of such a dtype takes the forward's y.
+inline bool scan_takes_y(at::ScalarType checkpoint_dtype, bool gated) {
+  return gated && checkpoint_dtype == at::kBFloat16;
+}
 
 /// Those of a forward run again.
 Tensor scan_checkpoints_again(SELECTIVE_SCAN_PARAMETERS);
@@ -110,7 +114,7 @@ struct SelectiveScanWritten {
 ///                              const SelectiveScanTensors& in, const Tensor& y,
 ///                              const Tensor& checkpoints, int64_t checkpoint_every,
 ///                              const SelectiveScanWritten& written)
-/// takes an undefined dy or dlast_state as zero; y is there where ScanCheckpoints ask for it. It
+/// takes an undefined dy or dlast_state as zero; y is there where scan_takes_y says so. It
 /// does not read in.initial_state: the checkpoints hold it.
 template <auto& kFwd, auto& kBwd>
 struct SelectiveScanOps {
