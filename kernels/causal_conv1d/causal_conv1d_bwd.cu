@@ -4,9 +4,10 @@
 //   dbias = Σ_t g_t,
 // where no term crosses a reset. s_t is computed again. A thread walks over the runs of time of its
 // four channels with the windows of x and of the unfinished dx, the weights and their gradients in
-// registers; behind a run it goes a few steps on, which finish the last dx. A block adds up its
-// threads' dweight in shared memory, a second kernel the blocks', always in the same order. A step
-// that no gradient reaches adds nothing, even if its inputs are NaN. To dy may add a product.
+// registers, while the next steps' inputs come to shared memory; behind a run it goes a few steps
+// on, which finish the last dx. A block adds up its threads' dweight in shared memory, a second
+// kernel the blocks', always in the same order. A step that no gradient reaches adds nothing, even
+// if its inputs are NaN. To dy may add a product.
 
 #include <retain/kernels/causal_conv1d/causal_conv1d_walk.cuh>
 #include <retain/kernels/common/sum_parts.cuh>
@@ -66,17 +67,18 @@ __global__ __launch_bounds__(kThreads,
   const unsigned tile = blockIdx.x % tiles, part = blockIdx.x / tiles;
   ConvPlace place(int64_t{tile} * across + threadIdx.x % across);
   Channels<K> channels;
-  Addend addend(p, int64_t{tile} * kProductChannels, memory);
+  constexpr int kInputs = Inputs<T>::bytes(kThreads);
+  Addend addend(p, int64_t{tile} * kProductChannels, memory + kInputs);
   if (place.channel < in.D) {
     load_taps(in.weight, place, channels.tap);
     load_floats(in.bias, place.channel, place, channels.bias);
     const int64_t down = kThreads / across, items = conv_runs(in) * in.B;
     for (int64_t i = part * down + threadIdx.x / across; i < items; i += p.parts * down) {
       place.go_to(in, i / in.B, i % in.B);
-      walk_run<T, K, kSilu>(p, place, channels, addend);
+      walk_run<T, K, kSilu>(p, place, memory, channels, addend);
     }
   }
-  if (Addend::kThere) __syncthreads();  // its memory serves once more
+  __syncthreads();  // the memory serves once more
   store_parts(p, across, tile, part, channels.dtap, channels.dbias);
 }
 
@@ -85,7 +87,8 @@ void launch(const CausalConv1dCudaBwd& p, CudaStream stream) {
   const int across = fours_across(p.in.D);
   const auto tiles = static_cast<unsigned>(tiles_of(p.in, across));
   const auto parts_bytes = static_cast<int>(kThreads * (4 * K + 4) * sizeof(float));
-  const int bytes = std::max(parts_bytes, Addend::bytes(p.P, kThreads / 32));
+  const int bytes =
+      std::max(parts_bytes, Inputs<T>::bytes(kThreads) + Addend::bytes(p.P, kThreads / 32));
   const auto kernel = conv_bwd<T, K, kSilu, Addend>;
   if (Addend::kThere) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -116,7 +119,8 @@ bool conv_adds_product(const CausalConv1dCudaBwd& p) {
   return p.in.type != ActivationType::fp32 && p.in.silu && !conv_needs_dsum(p) &&
          p.in.D % kProductChannels == 0 && p.P <= kProductMost && p.P % kWord == 0 &&
          lies_in_words(p.rows, p.in.type, kWord) && lies_on(p.columns, 16) &&
-         Product<__half>::bytes(p.P, kThreads / 32) <= most_shared_memory();
+         Inputs<__half>::bytes(kThreads) + Product<__half>::bytes(p.P, kThreads / 32) <=
+             most_shared_memory();
 }
 
 bool conv_needs_dsum(const CausalConv1dCudaBwd& p) {
@@ -125,7 +129,7 @@ bool conv_needs_dsum(const CausalConv1dCudaBwd& p) {
 
 void cut_into_runs(CausalConv1dCudaBwd& p) {
   constexpr int64_t kBlocks = 396;    // that fill the device at once
-  constexpr int64_t kLongest = 128;   // steps of a run
+  constexpr int64_t kLongest = 512;   // steps of a run
   constexpr int64_t kBeside = 8;      // steps that a run costs besides
   constexpr int64_t kMostSum = 4096;  // steps that one thread adds up
   auto& in = p.in;

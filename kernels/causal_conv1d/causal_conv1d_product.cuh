@@ -1,7 +1,7 @@
 #pragma once
 // A product that adds to dy on its way into the backward pass of the causal convolution: what a
 // projection of the convolution's output passes back, rows [T, B, P] by columns [P, D]. A warp
-// makes 16 steps of its 128 channels at a time, on the tensor cores.
+// makes 16 steps of its 128 channels at a time, on the tensor cores, and brings their resets.
 
 #include <retain/kernels/causal_conv1d/causal_conv1d.cuh>
 #include <retain/kernels/common/tensor_cores.cuh>
@@ -33,7 +33,7 @@ class Product {
 
   /// Brings the block's columns, from `channel` on. All threads come here together.
   __device__ __forceinline__ Product(const CausalConv1dCudaBwd& p, int64_t channel, char* memory)
-      : from_(p.rows), lane_(threadIdx.x % 32), P_(static_cast<int>(p.P)), depth_(depth_of(p.P)) {
+      : p_(p), lane_(threadIdx.x % 32), P_(static_cast<int>(p.P)), depth_(depth_of(p.P)) {
     columns_ = reinterpret_cast<T*>(memory);
     char* own = memory + depth_ * kWide * sizeof(T) +
                 threadIdx.x / 32 * (kSumBytes + kProductSteps * (depth_ + kPad) * sizeof(T));
@@ -49,20 +49,28 @@ class Product {
     __syncthreads();
   }
 
-  /// Starts to bring the rows of the 16 steps from t on; zeros from `stop` on.
+  /// Starts to bring the rows and the resets of the 16 steps from t on; zeros from `stop` on.
   __device__ __forceinline__ void fetch(int64_t t, int64_t b, int64_t stop) {
-    const int step = lane_ % 16;
-    const T* from = static_cast<const T*>(from_.data) + b * from_.stride_b;
+    const int step = lane_ % 16, first = lane_ / 16 * kWord;
+    const T* from = static_cast<const T*>(p_.rows.data) + b * p_.rows.stride_b;
     const bool there = t + step < stop;
-    if (there) from += (t + step) * from_.stride_t;
-    for (int k = lane_ / 16 * kWord; k < depth_; k += 2 * kWord) {
-      const bool exists = there && k < P_;
-      copy_word(rows_ + step * (depth_ + kPad) + k, from + (exists ? k : 0), exists);
+    if (there) from += (t + step) * p_.rows.stride_t;
+    T* to = rows_ + step * (depth_ + kPad) + first;
+#pragma unroll
+    for (int k = 0; k < kProductMost; k += 2 * kWord) {
+      if (k >= depth_) break;
+      const bool exists = there && first + k < P_;
+      copy_word(to + k, from + (exists ? first + k : 0), exists);
     }
+    const auto& reset = p_.in.reset;
+    const auto* flags = reinterpret_cast<const unsigned char*>(reset.data);
+    flag_ = 0;
+    if (flags != nullptr && there) flag_ = flags[(t + step) * reset.stride_t + b * reset.stride_b];
   }
 
   /// Makes the 16 steps that were fetched, then fetches the next ones if there are any.
   __device__ __forceinline__ void make(int64_t next, int64_t b, int64_t stop) {
+    resets_ = __ballot_sync(~0u, flag_ != 0);
     wait_for_copies();
     __syncwarp();
     const unsigned row = shared_address(rows_ + lane_ % 16 * (depth_ + kPad) + lane_ / 16 * kWord);
@@ -99,21 +107,26 @@ class Product {
     return *reinterpret_cast<const float4*>(sums_ + step * kSumWide + 4 * lane_);
   }
 
+  /// The resets of the chunk at a step of the 16, bit i for its step i.
+  __device__ __forceinline__ unsigned resets(int step) const { return resets_ >> step & 0xf; }
+
  private:
   static constexpr int kWord = 16 / sizeof(T), kPad = kWord;  // against bank conflicts
   static constexpr int kWide = kProductChannels + kPad, kSumWide = kProductChannels + 8;
   static constexpr int kSumBytes = kProductSteps * kSumWide * sizeof(float);
-  static constexpr int kTiles = 4;  // of 8 channels at once
+  static constexpr int kTiles = 8;  // of 8 channels at once
 
   static __host__ __device__ __forceinline__ int depth_of(int64_t P) {
     return static_cast<int>((P + 15) / 16 * 16);
   }
 
-  const Activations from_;
+  const CausalConv1dCudaBwd& p_;
   const int lane_, P_, depth_;
-  T* columns_;   ///< [depth][kWide]
-  T* rows_;      ///< [16][depth + kPad]
-  float* sums_;  ///< [16][kSumWide]
+  T* columns_;         ///< [depth][kWide]
+  T* rows_;            ///< [16][depth + kPad]
+  float* sums_;        ///< [16][kSumWide]
+  unsigned flag_ = 0;  ///< the reset that the lane fetched
+  unsigned resets_;    ///< bit i stands for step i of the 16
 };
 
 }  // namespace retain::kernels

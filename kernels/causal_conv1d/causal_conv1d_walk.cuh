@@ -6,7 +6,7 @@
 
 namespace retain::kernels {
 
-constexpr int kSteps = 4;  ///< that a thread loads at once; no fewer than K - 1
+constexpr int kSteps = 4;  ///< of a chunk; no fewer than K - 1
 
 /// Adds 0 x: `zero` becomes NaN if one of four elements is not finite.
 __device__ __forceinline__ void add_zeros(const float (&x)[4], float& zero) {
@@ -41,28 +41,80 @@ __device__ __forceinline__ bool all_finite(const Four<T> (&four)[kSteps]) {
   }
 }
 
-/// A [T, B, D] input, a chunk at a time.
+/// x and dy as a thread reads them, a chunk at a time, while its copies bring the next to shared
+/// memory. In registers all that is on its way would be waited for with the first that is read.
 template <typename T>
-struct Stream {
-  const T* from;  ///< where the chunk lies
-  int64_t stride_t;
-  Four<T> four[kSteps];
-
-  __device__ __forceinline__ Stream(const Activations& x, const ConvPlace& place)
-      : from(place.at<const T>(x, place.begin)), stride_t(x.stride_t) {}
-
-  __device__ __forceinline__ void fetch(int i) {
-    four[i] = *reinterpret_cast<const Four<T>*>(from + i * stride_t);
+class Inputs {
+ public:
+  /// Bytes of a block's shared memory.
+  static __host__ __device__ __forceinline__ constexpr int bytes(int threads) {
+    return 2 * kSlot * threads * int{sizeof(Four<T>)};
   }
 
-  /// Its first `steps`, and zeros.
-  __device__ __forceinline__ void fetch_part(int64_t steps) {
+  __device__ __forceinline__ Inputs(const CausalConv1dCudaBwd& p, const ConvPlace& place,
+                                    char* memory)
+      : x_(place.at<const T>(p.in.x, place.begin)),
+        dy_(place.at<const T>(p.dy, place.begin)),
+        x_stride_(p.in.x.stride_t),
+        dy_stride_(p.dy.stride_t),
+        own_(shared_address(memory) + threadIdx.x * sizeof(Four<T>)),
+        row_(blockDim.x * sizeof(Four<T>)) {}
+
+  /// Starts to bring the next chunk, of which `steps` exist, if any; zeros for the others.
+  __device__ __forceinline__ void fetch(int64_t steps) {
+    const unsigned to = own_ + next_;
+    if (steps >= kSteps) {
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      four[i] = {};
-      if (i < steps) fetch(i);
+      for (int i = 0; i < kSteps; ++i) {
+        copy(to + i * row_, x_ + i * x_stride_, true);
+        copy(to + (kSteps + i) * row_, dy_ + i * dy_stride_, true);
+      }
+    } else if (steps > 0) {
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        copy(to + i * row_, x_ + (i < steps ? i * x_stride_ : 0), i < steps);
+        copy(to + (kSteps + i) * row_, dy_ + (i < steps ? i * dy_stride_ : 0), i < steps);
+      }
     }
+    x_ += kSteps * x_stride_;
+    dy_ += kSteps * dy_stride_;
   }
+
+  /// Waits for the chunk that was fetched, which is read from now on.
+  __device__ __forceinline__ void take() {
+    wait_for_copies();
+    now_ = next_;
+    next_ = kSlot * row_ - next_;
+  }
+
+  __device__ __forceinline__ Four<T> x(int step) const { return read(own_ + now_ + step * row_); }
+  __device__ __forceinline__ Four<T> dy(int step) const {
+    return read(own_ + now_ + (kSteps + step) * row_);
+  }
+
+ private:
+  static constexpr int kSlot = 2 * kSteps;  ///< rows of a chunk, a four for each thread
+
+  static __device__ __forceinline__ void copy(unsigned to, const T* from, bool there) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from),
+                 "n"(sizeof(Four<T>)), "r"(there ? int{sizeof(Four<T>)} : 0));
+  }
+  static __device__ __forceinline__ Four<T> read(unsigned from) {
+    Four<T> four;
+    if constexpr (sizeof(T) == 4) {
+      asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                   : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w)
+                   : "r"(from));
+    } else {
+      asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(four.x), "=r"(four.y) : "r"(from));
+    }
+    return four;
+  }
+
+  const T *x_, *dy_;  ///< where the next chunk to fetch lies
+  const int64_t x_stride_, dy_stride_;
+  const unsigned own_, row_;     ///< the thread's first four, and bytes from row to row
+  unsigned now_ = 0, next_ = 0;  ///< offsets of the chunks that are read and fetched
 };
 
 /// The resets of a chunk on their way from memory.
@@ -106,19 +158,17 @@ struct Channels {
 /// A walk over a run.
 template <typename T, int K, bool kSilu, class Addend>
 struct Walk {
-  static constexpr bool kAhead = sizeof(T) == 2;  ///< chunks are loaded while one is worked on
   Channels<K>& channels;
   Addend& addend;
-  Stream<T> x_stream, dy_stream;
+  Inputs<T> inputs;
   float x[K - 1 + kSteps][4], dx[K - 1 + kSteps][4];  ///< before a chunk, then its own
   int first;    ///< the first input that counts, from the chunk's first step on
   bool finite;  ///< the inputs before the chunk
 
   __device__ __forceinline__ Walk(const CausalConv1dCudaBwd& p, const ConvPlace& place,
-                                  int64_t stop, Channels<K>& all, Addend& besides)
-      : channels(all), addend(besides), x_stream(p.in.x, place), dy_stream(p.dy, place) {
-    x_stream.fetch_part(stop - place.begin);
-    dy_stream.fetch_part(stop - place.begin);
+                                  int64_t stop, char* memory, Channels<K>& all, Addend& besides)
+      : channels(all), addend(besides), inputs(p, place, memory) {
+    inputs.fetch(stop - place.begin);
     first = warm_up<T, K>(p.in, place, x);
     float zero = 0;
 #pragma unroll
@@ -130,21 +180,20 @@ struct Walk {
   }
 
   /// A chunk's terms. kSums: its steps belong to the run. kCareful: some inputs do not count, or
-  /// are NaN. `more` loads dy's next chunk on the way.
+  /// are NaN.
   template <bool kSums, bool kCareful>
-  __device__ __forceinline__ void steps(unsigned resets, bool more, int at) {
+  __device__ __forceinline__ void steps(unsigned resets, int at) {
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       if (kCareful && (resets >> i & 1)) first = i;
       float dy[4];
-      unpack(widen<T>(dy_stream.four[i]), dy);
+      unpack(widen<T>(inputs.dy(i)), dy);
       if constexpr (Addend::kThere) {
         float besides[4];
         unpack(addend.at(at + i), besides);
 #pragma unroll
         for (int c = 0; c < 4; ++c) dy[c] += besides[c];
       }
-      if (more) dy_stream.fetch(i);
       unpack({}, dx[K - 1 + i]);
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
@@ -167,42 +216,26 @@ struct Walk {
     }
   }
 
-  /// The chunk's terms, from step `at` of the product on; `more`: the next one is whole, and loaded
-  /// meanwhile or right after.
-  __device__ __forceinline__ void take(unsigned resets, bool sums, bool more, int at) {
-    const bool now_finite = all_finite<T>(x_stream.four);
+  /// Comes to a chunk, behind which `left` steps are left. Returns whether some of its inputs, or
+  /// those before, do not count or are NaN.
+  __device__ __forceinline__ bool take(unsigned resets, int64_t left) {
+    inputs.take();
+    Four<T> four[kSteps];
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) four[i] = inputs.x(i);
+    inputs.fetch(left);
+    const bool now_finite = all_finite<T>(four);
     const bool careful = resets != 0 || first > 1 - K || !finite || !now_finite;
     finite = now_finite;
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) unpack(widen<T>(x_stream.four[i]), x[K - 1 + i]);
-    if (more) {
-      x_stream.from += kSteps * x_stream.stride_t;
-      dy_stream.from += kSteps * dy_stream.stride_t;
-    }
-    if (kAhead && more) fetch_x();
-    const bool ahead = kAhead && more;
-    if (sums) {
-      careful ? steps<true, true>(resets, ahead, at) : steps<true, false>(0, ahead, at);
-    } else {
-      careful ? steps<false, true>(resets, ahead, at) : steps<false, false>(0, ahead, at);
-    }
-    if (kAhead || !more) return;
-    fetch_x();
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) dy_stream.fetch(i);
+    for (int i = 0; i < kSteps; ++i) unpack(widen<T>(four[i]), x[K - 1 + i]);
+    return careful;
   }
 
-  __device__ __forceinline__ void fetch_x() {
+  /// Stores the gradients that the chunk finishes.
+  __device__ __forceinline__ void store_whole(T* to, int64_t stride_t) const {
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) x_stream.fetch(i);
-  }
-
-  /// Loads the first `steps` of the next chunk.
-  __device__ __forceinline__ void fetch_part(int64_t steps) {
-    x_stream.from += kSteps * x_stream.stride_t;
-    dy_stream.from += kSteps * dy_stream.stride_t;
-    x_stream.fetch_part(steps);
-    dy_stream.fetch_part(steps);
+    for (int i = 0; i < kSteps; ++i) store_word(to + i * stride_t, pack(dx[i]));
   }
 
   __device__ __forceinline__ void shift() {
@@ -221,9 +254,7 @@ __device__ __forceinline__ void store_finished(const CausalConv1dCudaBwd& p, con
                                                int64_t t, const Walk<T, K, kSilu, Addend>& walk) {
   const int64_t first = t - (K - 1);
   if (first >= place.begin && first + kSteps <= place.end) {
-    T* to = place.at<T>(p.dx, first);
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) store_word(to + i * p.dx.stride_t, pack(walk.dx[i]));
+    walk.store_whole(place.at<T>(p.dx, first), p.dx.stride_t);
   } else {
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) store_dx<T>(p, place, first + i, walk.dx[i]);
@@ -251,28 +282,53 @@ __device__ __forceinline__ void store_last(const CausalConv1dCudaBwd& p, const C
 /// One run, and a chunk behind it.
 template <typename T, int K, bool kSilu, class Addend>
 __device__ __forceinline__ void walk_run(const CausalConv1dCudaBwd& p, const ConvPlace& place,
-                                         Channels<K>& channels, Addend& addend) {
+                                         char* memory, Channels<K>& channels, Addend& addend) {
   const auto& in = p.in;
   const int64_t stop = min(place.end + kSteps, in.T);
   if constexpr (Addend::kThere) addend.fetch(place.begin, place.b, stop);
-  Walk<T, K, kSilu, Addend> walk(p, place, stop, channels, addend);
-  ResetFlags flags(in, place);
+  Walk<T, K, kSilu, Addend> walk(p, place, stop, memory, channels, addend);
+  ResetFlags flags(in, place);  // a product brings its own
   flags.fetch(static_cast<int>(min(stop - place.begin, int64_t{kSteps})));
-  for (int64_t t = place.begin;; t += kSteps) {
-    const unsigned resets = flags.bits();
-    flags.fetch(static_cast<int>(min(stop - t - kSteps, int64_t{kSteps})));
-    const bool more = t + 2 * kSteps <= stop;
+  for (int64_t t = place.begin;;) {
     int at = 0;
+    bool careful = false;
+    unsigned resets;
     if constexpr (Addend::kThere) {
       at = static_cast<int>(t - place.begin) % kProductSteps;
       if (at == 0) addend.make(t + kProductSteps, place.b, stop);
+      // Chunks that need no care, with one of the run before them and a whole one behind.
+      const int64_t made = t - at, whole = stop - made - 2 * kSteps + 1;
+      const int end = t == place.begin ? 0 : static_cast<int>(min(whole, int64_t{kProductSteps}));
+      T* to = place.at<T>(p.dx, t - (K - 1));
+#pragma unroll 1
+      for (; at < end; at += kSteps) {
+        careful = walk.take(addend.resets(at), kSteps);
+        if (careful) break;
+        walk.template steps<true, false>(0, at);
+        walk.store_whole(to, p.dx.stride_t);
+        walk.shift();
+        to += kSteps * p.dx.stride_t;
+      }
+      t = made + at;
+      if (at == kProductSteps) continue;
+      resets = addend.resets(at);
+    } else {
+      resets = flags.bits();
+      flags.fetch(static_cast<int>(min(stop - t - kSteps, int64_t{kSteps})));
     }
-    walk.take(resets, t < place.end, more, at);
+    if (!careful) careful = walk.take(resets, stop - t - kSteps);
+    if (t < place.end) {
+      careful ? walk.template steps<true, true>(resets, at)
+              : walk.template steps<true, false>(0, at);
+    } else {
+      careful ? walk.template steps<false, true>(resets, at)
+              : walk.template steps<false, false>(0, at);
+    }
     if (t + kSteps >= in.T) return store_last<T>(p, place, t, walk);
     store_finished<T>(p, place, t, walk);
     if (t + kSteps >= stop) return;
-    if (!more) walk.fetch_part(stop - t - kSteps);
     walk.shift();
+    t += kSteps;
   }
 }
 
