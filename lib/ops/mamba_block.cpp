@@ -170,9 +170,9 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
         context->saved_data["every"].toInt(), dprojected.B, dprojected.C, dx_dz[1]);
     dy.reset();  // gives its memory back
     y.reset();
-    auto ddt = rows_of(ddt_dB_dC).narrow(1, 0, dt_columns.size(0));
-    at::mm_out(ddt, rows_of(ddelta), dt_columns.t());
-    const auto ddt_columns = at::mm(rows_of(projected.dt).t(), rows_of(ddelta));
+    const auto ddt_columns =
+        thin_linear_bwd_into(rows_of(ddelta), rows_of(projected.dt), dt_columns,
+                             rows_of(ddt_dB_dC).narrow(1, 0, dt_columns.size(0)));
     ddelta.reset();
     // What x_proj passes back.
     const bool on_the_way = adds_product_on_the_way(dx);

@@ -26,4 +26,18 @@ inline at::Tensor thin_linear(const at::Tensor& x, const at::Tensor& weight,
   return (bias.defined() ? at::addmm(bias, rows, columns) : at::mm(rows, columns)).view(sizes);
 }
 
+/// The pass back of y = x · columns: the gradient [in, out] of columns; that of x, dx [rows, in],
+/// is written. dy [rows, out] is read once where it is of a half type on a GPU and the inputs are 8
+/// or 16. All are of one dtype.
+at::Tensor thin_linear_bwd_into(const at::Tensor& dy, const at::Tensor& x,
+                                const at::Tensor& columns, const at::Tensor& dx);
+
+/// The same by two products.
+at::Tensor thin_linear_bwd_by_products(const at::Tensor& dy, const at::Tensor& x,
+                                       const at::Tensor& columns, const at::Tensor& dx);
+
+/// Throws c10::Error that names what does not fit.
+void check_thin_linear_bwd(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& columns,
+                           const at::Tensor& dx);
+
 }  // namespace retain

@@ -7,6 +7,7 @@
 #include <retain/kernels/rms_norm/rms_norm_cuda.h>
 #include <retain/kernels/selective_scan/selective_scan_cuda.h>
 #include <retain/kernels/state/state_cuda.h>
+#include <retain/kernels/thin_linear/thin_linear_cuda.h>
 
 #include <algorithm>
 #include <cstring>
@@ -466,6 +467,35 @@ TEST_F(CudaKernels, StatePartsAreCopiedAndCleared) {
       copy_state_cuda(parts, nullptr);
       zero_state_cuda(parts, arena.resets(true, rows, 1).data, 1, nullptr);
     });
+  }
+}
+
+// Thin product
+
+TEST_F(CudaKernels, ThinLinearWritesItsOutputs) {
+  for (const auto type : {fp16, bf16}) {
+    for (const int64_t rows : {1, 33, 300}) {
+      for (const auto& [in, out] : std::vector<std::pair<int64_t, int64_t>>{{8, 64}, {16, 320}}) {
+        expect_outputs_written([&](Arena& arena) {
+          ThinLinearCudaBwd p{.rows = rows,
+                              .in = in,
+                              .out = out,
+                              .type = type,
+                              .dy = arena.values(type, rows * out),
+                              .dy_stride = out,
+                              .x = arena.values(type, rows * in),
+                              .x_stride = in,
+                              .weight = arena.values(type, out * in),
+                              .dx = arena.output<char>(rows * in * element_bytes(type)),
+                              .dx_stride = in,
+                              .dcolumns = arena.output<float>(in * out)};
+          ASSERT_TRUE(thin_linear_has_kernel(p));
+          cut_into_parts(p);
+          p.dcolumns_parts = arena.scratch<float>(p.parts * in * out);
+          thin_linear_cuda_bwd(p, nullptr);
+        });
+      }
+    }
   }
 }
 
