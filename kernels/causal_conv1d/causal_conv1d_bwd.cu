@@ -124,7 +124,8 @@ bool conv_adds_product(const CausalConv1dCudaBwd& p) {
 }
 
 bool conv_needs_dsum(const CausalConv1dCudaBwd& p) {
-  return !conv_window_in_registers(p.in.K) || p.dy.data == nullptr || !lies_in_fours(p);
+  return !conv_window_in_registers(p.in.K) || p.in.T == 0 || p.dy.data == nullptr ||
+         !lies_in_fours(p);
 }
 
 void cut_into_runs(CausalConv1dCudaBwd& p) {

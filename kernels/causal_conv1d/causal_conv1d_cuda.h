@@ -57,8 +57,8 @@ void cut_into_runs(CausalConv1dCudaFwd& params);
 /// Sets run_steps and parts.
 void cut_into_runs(CausalConv1dCudaBwd& params);
 
-/// Whether the backward takes the way by dsum: for any number of taps but 2, 3 and 4, without dy,
-/// or where channels do not lie in fours. Asks for all pointers but scratch memory.
+/// Whether the backward takes the way by dsum: for any number of taps but 2, 3 and 4, without steps
+/// or dy, or where channels do not lie in fours. Asks for all pointers but scratch memory.
 bool conv_needs_dsum(const CausalConv1dCudaBwd& params);
 
 /// Whether the backward adds a product to dy on its way: of half types in whole words, with SiLU,

@@ -1,8 +1,8 @@
 // The backward pass of a product with few inputs, on the tensor cores; the equations are in
-// thin_linear_cuda.h. A warp owns 64 outputs, whose weights and whose part of dcolumns it keeps in
-// registers, and a block all outputs of a row. Tiles of rows come by asynchronous copies, each
-// warp's own. What the warps add to a tile's dx meets in shared memory, and what the blocks add to
-// dcolumns in a second kernel: always in the same order.
+// thin_linear_cuda.h. A block owns all outputs of a row, a warp 64 of them, whose weights and whose
+// part of dcolumns it keeps in registers. Tiles of 16 rows come by asynchronous copies. What the
+// warps add to a tile's dx meets in shared memory, and is added up beside the next tile; what the
+// blocks add to dcolumns, in a second kernel: always in the same order.
 
 #include <retain/kernels/thin_linear/thin_linear_cuda.h>
 #include <retain/kernels/common/sum_parts.cuh>
@@ -43,8 +43,8 @@ __device__ __forceinline__ void wait_for_groups() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kBut) : "memory");
 }
 
-/// Starts to bring a tile, of dy the warp's outputs from `first` on; zeros beyond the last row and
-/// the last input.
+/// Starts to bring a tile, of dy the warp's outputs from `first` on, and of x if these are the
+/// first; zeros beyond the last row and the last input.
 template <typename T>
 __device__ __forceinline__ void fetch(const ThinLinearCudaBwd& p, int64_t tile, int64_t first,
                                       DyTile<T>& dy, XTile<T>& x) {

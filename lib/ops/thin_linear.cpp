@@ -28,11 +28,14 @@ void check_thin_linear_bwd(const Tensor& dy, const Tensor& x, const Tensor& colu
   check("columns", columns, "[in, out]", {in, out});
   check("dx", dx, "[rows, in]", {rows, in});
   check_apart(kOp, "dx", dx);
+  check_apart(kOp, "dx", dx, "dy", dy);
+  check_apart(kOp, "dx", dx, "x", x);
 }
 
 Tensor thin_linear_bwd_by_products(const Tensor& dy, const Tensor& x, const Tensor& columns,
                                    const Tensor& dx) {
   check_thin_linear_bwd(dy, x, columns, dx);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   auto out = dx;
   at::mm_out(out, dy, columns.t());
   return at::mm(x.t(), dy);

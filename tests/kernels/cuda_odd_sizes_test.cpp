@@ -318,6 +318,7 @@ void convolve(Arena& arena, ActivationType type, const ConvProblem& p, bool rese
 TEST_F(CudaKernels, ConvolutionWritesItsOutputs) {
   for (const auto type : kTypes) {
     for (const auto& p : {ConvProblem{1, 1, 8, 4},
+                          {2, 0, 8, 4},
                           {3, 47, 13, 4},
                           {2, 100, 48, 3},
                           {5, 33, 40, 2},

@@ -1,3 +1,4 @@
+#include <ATen/autocast_mode.h>
 #include <gtest/gtest.h>
 #include <retain/lib/ops/thin_linear.h>
 
@@ -92,6 +93,15 @@ TEST_P(ThinLinear, WhatIsNotFiniteStaysInItsRow) {
   EXPECT_EQ(whole.sum().item<int64_t>(), 127);
 }
 
+TEST_P(ThinLinear, AutocastLeavesItsTypes) {
+  const auto given = inputs(6, 4, 64, at::kFloat);
+  at::autocast::set_autocast_enabled(GetParam(), true);
+  const auto got = gradients(given);
+  at::autocast::set_autocast_enabled(GetParam(), false);
+  for (const auto& gradient : got) EXPECT_EQ(gradient.scalar_type(), at::kFloat);
+  expect_close(cpu(got), expected_of(given), 1e-5);
+}
+
 TEST_P(ThinLinear, NamesWhatDoesNotFit) {
   const auto in = inputs(6, 16, 64, at::kFloat);
   const auto dx = at::empty({6, 16}, in[0].options());
@@ -112,6 +122,7 @@ TEST_P(ThinLinear, NamesWhatDoesNotFit) {
   EXPECT_NE(error(in[0], in[1], columns, dx.t()).find("dx must be [rows, in]"), std::string::npos);
   EXPECT_NE(error(in[0], in[1], columns, dx.narrow(0, 0, 1).expand({6, 16})).find("dx"),
             std::string::npos);
+  EXPECT_NE(error(in[0], dx, columns, dx).find("dx and x must not overlap"), std::string::npos);
   EXPECT_NE(error(in[0].to(at::kHalf), in[1], columns, dx).find("x must have the dtype of dy"),
             std::string::npos);
 }
