@@ -79,6 +79,14 @@ void check_like(const char* op, const char* name, const Tensor& tensor, const ch
               dtype_name(dtype));
 }
 
+void check_same(const char* op, const char* name, const Tensor& tensor, const char* input_name,
+                const Tensor& input) {
+  check_device(op, name, tensor, input_name, input);
+  TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), op, ": ", name,
+              " must have the dtype of ", input_name, ", ", dtype_name(input.scalar_type()),
+              ", got ", dtype_name(tensor.scalar_type()));
+}
+
 void check_if_present(const char* op, const char* name, const std::optional<Tensor>& tensor,
                       const char* layout, std::initializer_list<c10::SymInt> sizes,
                       const char* input_name, const Tensor& input) {

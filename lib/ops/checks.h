@@ -44,6 +44,10 @@ void check_floating(const char* op, const char* name, const Tensor& tensor);
 void check_like(const char* op, const char* name, const Tensor& tensor, const char* input_name,
                 const Tensor& input);
 
+/// The device and the dtype of `input`.
+void check_same(const char* op, const char* name, const Tensor& tensor, const char* input_name,
+                const Tensor& input);
+
 /// Where it is there, what a backward pass takes has these sizes and the device of `input`.
 void check_if_present(const char* op, const char* name, const std::optional<Tensor>& tensor,
                       const char* layout, std::initializer_list<c10::SymInt> sizes,

@@ -1,7 +1,6 @@
 #include <retain/lib/ops/mamba_block.h>
 
 #include <ATen/ATen.h>
-#include <retain/lib/dtype_name.h>
 #include <retain/lib/ops/casts.h>
 #include <retain/lib/ops/causal_conv1d.h>
 #include <retain/lib/ops/causal_conv1d_tensors.h>
@@ -233,10 +232,7 @@ void check_mamba_block(const Tensor& x, const Tensor& in_proj_weight, const Tens
   const auto check = [&](const char* name, const Tensor& weight, const char* layout,
                          std::initializer_list<c10::SymInt> sizes) {
     check_shape(kOp, name, weight, layout, sizes);
-    check_like(kOp, name, weight, "x", x);
-    TORCH_CHECK(weight.scalar_type() == x.scalar_type(), kOp, ": ", name,
-                " must have the dtype of x, ", dtype_name(x.scalar_type()), ", got ",
-                dtype_name(weight.scalar_type()));
+    check_same(kOp, name, weight, "x", x);
   };
   check("in_proj_weight", in_proj_weight, "[2 d_inner, d_model]", {2 * D, M});
   check("out_proj_weight", out_proj_weight, "[d_model, d_inner]", {M, D});

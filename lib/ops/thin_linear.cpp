@@ -1,13 +1,21 @@
 #include <retain/lib/ops/thin_linear.h>
 
 #include <ATen/ATen.h>
-#include <retain/lib/dtype_name.h>
 #include <retain/lib/ops/checks.h>
 #include <retain/lib/ops/find_op.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 namespace retain {
+namespace {
+
+Tensor checked_by_products(const Tensor& dy, const Tensor& x, const Tensor& columns,
+                           const Tensor& dx) {
+  check_thin_linear_bwd(dy, x, columns, dx);
+  return thin_linear_bwd_by_products(dy, x, columns, dx);
+}
+
+}  // namespace
 
 void check_thin_linear_bwd(const Tensor& dy, const Tensor& x, const Tensor& columns,
                            const Tensor& dx) {
@@ -19,10 +27,7 @@ void check_thin_linear_bwd(const Tensor& dy, const Tensor& x, const Tensor& colu
   const auto check = [&](const char* name, const Tensor& tensor, const char* layout,
                          std::initializer_list<c10::SymInt> sizes) {
     check_shape(kOp, name, tensor, layout, sizes);
-    check_like(kOp, name, tensor, "dy", dy);
-    TORCH_CHECK(tensor.scalar_type() == dy.scalar_type(), kOp, ": ", name,
-                " must have the dtype of dy, ", dtype_name(dy.scalar_type()), ", got ",
-                dtype_name(tensor.scalar_type()));
+    check_same(kOp, name, tensor, "dy", dy);
   };
   check("x", x, "[rows, in]", {rows, in});
   check("columns", columns, "[in, out]", {in, out});
@@ -34,7 +39,6 @@ void check_thin_linear_bwd(const Tensor& dy, const Tensor& x, const Tensor& colu
 
 Tensor thin_linear_bwd_by_products(const Tensor& dy, const Tensor& x, const Tensor& columns,
                                    const Tensor& dx) {
-  check_thin_linear_bwd(dy, x, columns, dx);
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   auto out = dx;
   at::mm_out(out, dy, columns.t());
@@ -54,7 +58,7 @@ TORCH_LIBRARY_FRAGMENT(retain, m) {
 }
 
 TORCH_LIBRARY_IMPL(retain, CompositeExplicitAutograd, m) {
-  m.impl("thin_linear_bwd_into", thin_linear_bwd_by_products);
+  m.impl("thin_linear_bwd_into", checked_by_products);
 }
 
 TORCH_LIBRARY_IMPL(retain, Autograd, m) {

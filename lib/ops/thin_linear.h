@@ -32,7 +32,7 @@ inline at::Tensor thin_linear(const at::Tensor& x, const at::Tensor& weight,
 at::Tensor thin_linear_bwd_into(const at::Tensor& dy, const at::Tensor& x,
                                 const at::Tensor& columns, const at::Tensor& dx);
 
-/// The same by two products.
+/// The same by two products, of arguments that are checked.
 at::Tensor thin_linear_bwd_by_products(const at::Tensor& dy, const at::Tensor& x,
                                        const at::Tensor& columns, const at::Tensor& dx);
 
