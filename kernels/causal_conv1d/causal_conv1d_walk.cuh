@@ -57,23 +57,24 @@ class Inputs {
         dy_(place.at<const T>(p.dy, place.begin)),
         x_stride_(p.in.x.stride_t),
         dy_stride_(p.dy.stride_t),
-        own_(shared_address(memory) + threadIdx.x * sizeof(Four<T>)),
-        row_(blockDim.x * sizeof(Four<T>)) {}
+        own_(reinterpret_cast<Four<T>*>(memory) + threadIdx.x),
+        row_(blockDim.x) {}
 
   /// Starts to bring the next chunk, of which `steps` exist, if any; zeros for the others.
   __device__ __forceinline__ void fetch(int64_t steps) {
-    const unsigned to = own_ + next_;
+    Four<T>* to = own_ + next_;
     if (steps >= kSteps) {
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
-        copy(to + i * row_, x_ + i * x_stride_, true);
-        copy(to + (kSteps + i) * row_, dy_ + i * dy_stride_, true);
+        copy_four<T>(to + i * row_, x_ + i * x_stride_, true);
+        copy_four<T>(to + (kSteps + i) * row_, dy_ + i * dy_stride_, true);
       }
     } else if (steps > 0) {
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
-        copy(to + i * row_, x_ + (i < steps ? i * x_stride_ : 0), i < steps);
-        copy(to + (kSteps + i) * row_, dy_ + (i < steps ? i * dy_stride_ : 0), i < steps);
+        const bool there = i < steps;
+        copy_four<T>(to + i * row_, x_ + (there ? i * x_stride_ : 0), there);
+        copy_four<T>(to + (kSteps + i) * row_, dy_ + (there ? i * dy_stride_ : 0), there);
       }
     }
     x_ += kSteps * x_stride_;
@@ -87,34 +88,19 @@ class Inputs {
     next_ = kSlot * row_ - next_;
   }
 
-  __device__ __forceinline__ Four<T> x(int step) const { return read(own_ + now_ + step * row_); }
+  __device__ __forceinline__ Four<T> x(int step) const { return own_[now_ + step * row_]; }
   __device__ __forceinline__ Four<T> dy(int step) const {
-    return read(own_ + now_ + (kSteps + step) * row_);
+    return own_[now_ + (kSteps + step) * row_];
   }
 
  private:
   static constexpr int kSlot = 2 * kSteps;  ///< rows of a chunk, a four for each thread
 
-  static __device__ __forceinline__ void copy(unsigned to, const T* from, bool there) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from),
-                 "n"(sizeof(Four<T>)), "r"(there ? int{sizeof(Four<T>)} : 0));
-  }
-  static __device__ __forceinline__ Four<T> read(unsigned from) {
-    Four<T> four;
-    if constexpr (sizeof(T) == 4) {
-      asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                   : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w)
-                   : "r"(from));
-    } else {
-      asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(four.x), "=r"(four.y) : "r"(from));
-    }
-    return four;
-  }
-
   const T *x_, *dy_;  ///< where the next chunk to fetch lies
   const int64_t x_stride_, dy_stride_;
-  const unsigned own_, row_;     ///< the thread's first four, and bytes from row to row
-  unsigned now_ = 0, next_ = 0;  ///< offsets of the chunks that are read and fetched
+  Four<T>* own_;            ///< the thread's first
+  const int row_;           ///< fours from row to row
+  int now_ = 0, next_ = 0;  ///< where the chunks lie that are read and fetched
 };
 
 /// The resets of a chunk on their way from memory.

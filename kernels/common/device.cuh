@@ -131,9 +131,27 @@ __device__ __forceinline__ void copy_word(void* to, const void* from, bool there
                "r"(there ? 16 : 0));
 }
 
+/// The same of four elements.
+template <typename T>
+__device__ __forceinline__ void copy_four(void* to, const void* from, bool there) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from),
+               "n"(4 * sizeof(T)), "r"(there ? static_cast<int>(4 * sizeof(T)) : 0));
+}
+
 /// For this thread's copies.
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+/// Makes this thread's copies since the last call a group.
+__device__ __forceinline__ void close_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/// For this thread's groups but the newest kBut.
+template <int kBut>
+__device__ __forceinline__ void wait_for_copies_but() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kBut) : "memory");
 }
 
 // Functions

@@ -236,7 +236,7 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void mamba_u
     init_barrier(&shared.arrived[1]);
   }
   float* const my_sums = arrays.sums(memory) + me;
-  await_all_but_newest();
+  wait_for_copies_but<1>();
   cluster.sync();
   expect_sums(0);
   convolve(0, b);
@@ -265,7 +265,7 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void mamba_u
       project<Layout>(arrays.x_proj(memory), arrays.outputs, shared.x[next_place],
                       my_sums + later * arrays.sums_size(), &shared.arrived[later]);
     }
-    await_all_but_newest();
+    wait_for_copies_but<1>();
     const float y = advance_rows<W>(p, weights, shared, arrays, now, place, totals, channel, live,
                                     p.new_ssm_state + b * kRowStates + state);
     if (lane < live) {

@@ -68,10 +68,6 @@ __device__ __forceinline__ void copy_ahead(void* shared, const float* from) {
   const unsigned to = shared_address(shared);
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from));
 }
-__device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;"); }
-__device__ __forceinline__ void await_all_but_newest() {
-  asm volatile("cp.async.wait_group 1;" ::: "memory");
-}
 
 __device__ __forceinline__ void init_barrier(uint64_t* barrier) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)));
@@ -129,7 +125,7 @@ __device__ __forceinline__ float4 four_weights_at(const void* weight, int i) {
   return widen<W>(*reinterpret_cast<const Four<W>*>(static_cast<const W*>(weight) + i));
 }
 
-/// The same into shared memory, at the latest by the next close_copies and await of this thread.
+/// The same into shared memory, at the latest by the next close_copies and wait of this thread.
 template <typename W>
 __device__ __forceinline__ void bring_four(float* shared, const void* weight, int i) {
   if constexpr (std::is_same_v<W, float>) {

@@ -95,13 +95,6 @@ __device__ __forceinline__ void move_rows(Rows* all, int64_t steps) {
   __syncwarp();
 }
 
-/// Copies four elements to shared memory while the thread goes on; zeros where `there` is false.
-template <typename T>
-__device__ __forceinline__ void copy_four(T* to, const char* from, bool there) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from),
-               "n"(4 * sizeof(T)), "r"(there ? static_cast<int>(4 * sizeof(T)) : 0));
-}
-
 /// Starts to bring the tile that begins at step `first` of the rows into shared memory: u, delta
 /// and B, and what gradients need. Channels and indices exist in whole words of four, which lie on
 /// their boundaries; those that do not become zeros.
@@ -125,18 +118,18 @@ __device__ __forceinline__ void copy_tile(const Rows* all, RawTile<Layout, T>& r
   const Rows B = all[kB], C = all[kC];
 #pragma unroll
   for (int i = 0; i < kFours; ++i) {
-    if (i < 2 || gradients) copy_four(raw.four[i][threadIdx.x], from[i], exists[i]);
+    if (i < 2 || gradients) copy_four<T>(raw.four[i][threadIdx.x], from[i], exists[i]);
   }
 #pragma unroll(kCopies <= 8 ? kCopies : 1)
   for (int k = 0; k < kCopies; ++k) {
     const int i = k * 32 + threadIdx.x, step = i % kHalf / kWide, n = i % kWide * 4;
     const bool is_B = kHalf % 32 == 0 ? k * 32 < kHalf : i < kHalf;
     if (i < (gradients ? 2 : 1) * kHalf) {
-      copy_four(&raw.pair[0][0][0] + i * 4, (is_B ? B : C).near(first + step, n * kSize),
-                step < steps && n < N);
+      copy_four<T>(&raw.pair[0][0][0] + i * 4, (is_B ? B : C).near(first + step, n * kSize),
+                   step < steps && n < N);
     }
   }
-  asm volatile("cp.async.commit_group;" ::: "memory");
+  close_copies();
 }
 
 /// The same for any tile, all of it, here and now.

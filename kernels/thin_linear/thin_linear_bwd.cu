@@ -35,14 +35,6 @@ int bytes_of(int warps) {
          warps * int{kStages * sizeof(DyTile<T>) + 2 * sizeof(Share)};
 }
 
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;"); }
-
-/// For all of this thread's groups of copies but the latest `kBut`.
-template <int kBut>
-__device__ __forceinline__ void wait_for_groups() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kBut) : "memory");
-}
-
 /// Starts to bring a tile, of dy the warp's outputs from `first` on, and of x if these are the
 /// first; zeros beyond the last row and the last input.
 template <typename T>
@@ -154,18 +146,18 @@ __global__ __launch_bounds__(32 * kMostWarps,
   for (int stage = 0; stage < kStages - 1; ++stage) {
     const int64_t tile = blockIdx.x + stage * p.parts;
     if (tile < count) fetch<T>(p, tile, first, dy[stage], x[stage]);
-    commit_copies();
+    close_copies();
   }
   int stage = 0, turn = 0;
   int64_t tile = blockIdx.x;
 #pragma unroll 1
   for (; tile < count; tile += p.parts) {
-    wait_for_groups<kStages - 2>();
+    wait_for_copies_but<kStages - 2>();
     __syncthreads();  // the tile is there, and all are done with the one before
     const int64_t next = tile + (kStages - 1) * p.parts;
     const int free = (stage + kStages - 1) % kStages;
     if (next < count) fetch<T>(p, next, first, dy[free], x[free]);
-    commit_copies();
+    close_copies();
     if (tile >= p.parts) store_dx<T>(p, tile - p.parts, shares + (turn ^ 1) * warps);
     multiply_tile<T>(dy[stage], x[stage], weights, shares[turn * warps + warp], dcolumns);
     stage = (stage + 1) % kStages;
