@@ -206,6 +206,44 @@ __device__ __forceinline__ int warm_up(const CausalConv1dCudaInputs& in, const C
 
 __device__ __forceinline__ float conv_silu(float x) { return x * sigmoid(x); }
 
+/// What a thread keeps on its way forward.
+template <int K, int kSteps>
+struct ConvWindow {
+  float tap[K][4], bias[4];
+  float x[K - 1 + kSteps][4];  ///< the inputs before some steps, then their own
+
+  __device__ __forceinline__ void load_weights(const CausalConv1dCudaInputs& in,
+                                               const ConvPlace& place) {
+    load_taps(in.weight, place, tap);
+    load_floats(in.bias, place.channel, place, bias);
+  }
+
+  /// Step i is a reset.
+  __device__ __forceinline__ void forget_before(int i) {
+#pragma unroll
+    for (int k = 0; k < K - 1; ++k) unpack({}, x[i + k]);
+  }
+
+  /// Step i's outputs.
+  template <bool kSilu>
+  __device__ __forceinline__ float4 outputs(int i) const {
+    float sum[4];
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      sum[c] = bias[c];
+#pragma unroll
+      for (int k = 0; k < K; ++k) sum[c] = fmaf(tap[k][c], x[i + k][c], sum[c]);
+      if (kSilu) sum[c] = conv_silu(sum[c]);
+    }
+    return pack(sum);
+  }
+
+  __device__ __forceinline__ void go_on() {
+#pragma unroll
+    for (int i = 0; i < K - 1; ++i) unpack(pack(x[kSteps + i]), x[i]);
+  }
+};
+
 // Backward
 
 /// g = dy act'(sum); 0 where dy is 0.
@@ -250,6 +288,19 @@ __device__ __forceinline__ void load_input(const CausalConv1dCudaInputs& in, con
                                            int64_t s, float (&x)[4]) {
   if (s < 0) return load_floats(in.initial_state, place.state(in, s), place, x);
   unpack(widen<T>(load_four(place.at<const T>(in.x, s), place.count, place.whole)), x);
+}
+
+/// The state after the place's run, the last of its row.
+template <typename T>
+__device__ __forceinline__ void store_last_state(const CausalConv1dCudaFwd& p,
+                                                 const ConvPlace& place) {
+  const auto& in = p.in;
+  const int64_t first = in.T > 0 ? oldest_input(in, place, in.T - 1) : 1 - in.K;
+  for (int64_t s = in.T - (in.K - 1); s < in.T; ++s) {
+    float x[4] = {};
+    if (s >= first) load_input<T>(in, place, s, x);
+    store_four(p.last_state + place.state(in, s - in.T), pack(x), place.count, place.whole);
+  }
 }
 
 /// weight[channel + c, k] of the four channels.

@@ -17,47 +17,16 @@ constexpr int kThreads = 128;
 template <typename T>
 constexpr int kAtOnce = sizeof(T) == 4 ? 4 : 8;
 
-/// The state after the place's run, the last of its row.
-template <typename T>
-__device__ __forceinline__ void store_last_state(const CausalConv1dCudaFwd& p,
-                                                 const ConvPlace& place) {
-  const auto& in = p.in;
-  const int64_t first = in.T > 0 ? oldest_input(in, place, in.T - 1) : 1 - in.K;
-  for (int64_t s = in.T - (in.K - 1); s < in.T; ++s) {
-    float x[4] = {};
-    if (s >= first) load_input<T>(in, place, s, x);
-    store_four(p.last_state + place.state(in, s - in.T), pack(x), place.count, place.whole);
-  }
-}
-
-/// What a thread keeps.
-template <int K, int kSteps>
-struct Window {
-  float tap[K][4], bias[4];
-  float x[K - 1 + kSteps][4];  ///< the inputs before a chunk, then its own
-};
-
 /// A chunk's outputs. kCareful: fewer than kSteps, or resets among them.
 template <typename T, int K, bool kSilu, int kSteps, bool kCareful>
 __device__ __forceinline__ void convolve(const Chunk<T, kSteps>& chunk, unsigned resets, int steps,
-                                         int64_t stride_t, Window<K, kSteps>& window, T* y) {
-  auto& x = window.x;
+                                         int64_t stride_t, ConvWindow<K, kSteps>& window, T* y) {
 #pragma unroll
   for (int i = 0; i < kSteps; ++i) {
-    if (kCareful && (resets >> i & 1)) {
-#pragma unroll
-      for (int k = 0; k < K - 1; ++k) unpack({}, x[i + k]);
-    }
-    unpack(widen<T>(chunk.four[i]), x[K - 1 + i]);
-    float sum[4];
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      sum[c] = window.bias[c];
-#pragma unroll
-      for (int k = 0; k < K; ++k) sum[c] = fmaf(window.tap[k][c], x[i + k][c], sum[c]);
-      if (kSilu) sum[c] = conv_silu(sum[c]);
-    }
-    if (!kCareful || i < steps) store_word(y + i * stride_t, pack(sum));
+    if (kCareful && (resets >> i & 1)) window.forget_before(i);
+    unpack(widen<T>(chunk.four[i]), window.x[K - 1 + i]);
+    const float4 outputs = window.template outputs<kSilu>(i);
+    if (!kCareful || i < steps) store_word(y + i * stride_t, outputs);
   }
 }
 
@@ -70,9 +39,8 @@ __global__ __launch_bounds__(kThreads, kSteps == 1 ? 8 : 6) void conv_fwd(
   ConvPlace place(flat.four);
   place.go_to(in, flat.run, flat.row);
   Chunk<T, kSteps> chunk;
-  Window<K, kSteps> window;
-  load_taps(in.weight, place, window.tap);
-  load_floats(in.bias, place.channel, place, window.bias);
+  ConvWindow<K, kSteps> window;
+  window.load_weights(in, place);
   warm_up<T, K>(in, place, window.x);
   for (int64_t t = place.begin; t < place.end; t += kSteps) {
     const int steps = static_cast<int>(min(place.end - t, int64_t{kSteps}));
@@ -84,8 +52,7 @@ __global__ __launch_bounds__(kThreads, kSteps == 1 ? 8 : 6) void conv_fwd(
     } else {
       convolve<T, K, kSilu, kSteps, true>(chunk, resets, steps, p.y.stride_t, window, y);
     }
-#pragma unroll
-    for (int i = 0; i < K - 1; ++i) unpack(pack(window.x[kSteps + i]), window.x[i]);
+    window.go_on();
   }
   if (place.end != in.T) return;
   if (kSteps > 1) return store_last_state<T>(p, place);

@@ -7,6 +7,7 @@
 #include <retain/kernels/common/cuda_types.h>
 
 #include <cfloat>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -39,6 +40,14 @@ inline int most_shared_memory() {
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   return bytes;
+}
+
+/// Whether what this build has of a kernel for the current device is for compute capability 9.0 or
+/// more: knows clusters, and barriers in shared memory that can be waited for.
+template <typename Kernel>
+bool is_for_hopper(Kernel kernel) {
+  cudaFuncAttributes attributes = {};
+  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
 }
 
 // Elements
@@ -97,16 +106,32 @@ __device__ __forceinline__ float4 widen(const Four<T>& four) {
   }
 }
 
-__device__ __forceinline__ void store_word(float* to, float4 x) {
-  __stcg(reinterpret_cast<float4*>(to), x);
+/// Two neighbours of a half type.
+template <typename T>
+__device__ __forceinline__ unsigned pair_of(float low, float high) {
+  using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+  Pair pair;
+  if constexpr (std::is_same_v<T, __half>) {
+    pair = __floats2half2_rn(low, high);
+  } else {
+    pair = __floats2bfloat162_rn(low, high);
+  }
+  return *reinterpret_cast<const unsigned*>(&pair);
 }
-__device__ __forceinline__ void store_word(__half* to, float4 x) {
-  const __half2 word[2] = {__floats2half2_rn(x.x, x.y), __floats2half2_rn(x.z, x.w)};
-  __stcg(reinterpret_cast<uint2*>(to), *reinterpret_cast<const uint2*>(word));
+
+/// Four neighbours.
+template <typename T>
+__device__ __forceinline__ Four<T> narrow(float4 x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return {__float_as_uint(x.x), __float_as_uint(x.y), __float_as_uint(x.z), __float_as_uint(x.w)};
+  } else {
+    return {pair_of<T>(x.x, x.y), pair_of<T>(x.z, x.w)};
+  }
 }
-__device__ __forceinline__ void store_word(__nv_bfloat16* to, float4 x) {
-  const __nv_bfloat162 word[2] = {__floats2bfloat162_rn(x.x, x.y), __floats2bfloat162_rn(x.z, x.w)};
-  __stcg(reinterpret_cast<uint2*>(to), *reinterpret_cast<const uint2*>(word));
+
+template <typename T>
+__device__ __forceinline__ void store_word(T* to, float4 x) {
+  __stcg(reinterpret_cast<Four<T>*>(to), narrow<T>(x));
 }
 
 template <typename T>
@@ -152,6 +177,29 @@ __device__ __forceinline__ void close_copies() {
 template <int kBut>
 __device__ __forceinline__ void wait_for_copies_but() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kBut) : "memory");
+}
+
+// Barriers in shared memory
+
+/// Each phase ends when so many have arrived. All threads of the block meet before the first use.
+__device__ __forceinline__ void init_barrier(uint64_t* barrier, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(count));
+}
+
+__device__ __forceinline__ void arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+
+/// The end of a phase of this parity, 0 for the first.
+__device__ __forceinline__ void await(uint64_t* barrier, unsigned phase) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}" ::"r"(shared_address(barrier)),
+      "r"(phase)
+      : "memory");
 }
 
 // Functions

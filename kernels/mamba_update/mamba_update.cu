@@ -232,8 +232,8 @@ __global__ __launch_bounds__(Layout::threads, Layout::blocks_an_sm) void mamba_u
     arrays.totals(memory)[i] = 0;  // dt's padding stays so
   }
   if (threadIdx.x == 0) {
-    init_barrier(&shared.arrived[0]);
-    init_barrier(&shared.arrived[1]);
+    init_barrier(&shared.arrived[0], 1);
+    init_barrier(&shared.arrived[1], 1);
   }
   float* const my_sums = arrays.sums(memory) + me;
   wait_for_copies_but<1>();
@@ -335,20 +335,14 @@ void launch(const MambaUpdateCuda& p, CudaStream stream) {
   cudaLaunchKernelEx(&config, kernel, p);
 }
 
-/// Whether what this build has for the current device knows clusters.
-bool has_clusters() {
-  cudaFuncAttributes attributes = {};
-  const auto any = mamba_update<float, float, UpdateLayout<4, 128, 1>>;
-  return cudaFuncGetAttributes(&attributes, any) == cudaSuccess && attributes.ptxVersion >= 90;
-}
-
 }  // namespace
 
 bool mamba_update_cuda_takes(const MambaUpdateCuda& p) {
+  const auto any = mamba_update<float, float, UpdateLayout<4, 128, 1>>;
   bool fits = false;
   dispatch_update_layout(p, [&](auto layout) {
     const auto bytes = static_cast<int64_t>(UpdateArrays<decltype(layout)>(p.R).bytes());
-    fits = has_clusters() && bytes <= most_shared_memory();
+    fits = is_for_hopper(any) && bytes <= most_shared_memory();
   });
   const int64_t largest = p.B * std::max({p.D * p.N, p.xz_stride, p.reset_stride, 4 * p.D});
   return fits && p.K == kTaps && largest < INT32_MAX && lies_on(p.ssm_state, 16) &&

@@ -69,22 +69,11 @@ __device__ __forceinline__ void copy_ahead(void* shared, const float* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from));
 }
 
-__device__ __forceinline__ void init_barrier(uint64_t* barrier) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)));
-}
 /// One phase of the barrier ends when so many bytes have come.
 __device__ __forceinline__ void expect(uint64_t* barrier, unsigned bytes) {
   asm volatile(
       "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
       "r"(bytes)
-      : "memory");
-}
-__device__ __forceinline__ void await(uint64_t* barrier, unsigned phase) {
-  asm volatile(
-      "{\n.reg .pred done;\nagain:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n}" ::"r"(shared_address(barrier)),
-      "r"(phase)
       : "memory");
 }
 /// The address of the same place in another block of the cluster.
