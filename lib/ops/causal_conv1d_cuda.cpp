@@ -1,43 +1,11 @@
-#include <ATen/ATen.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <retain/kernels/causal_conv1d/causal_conv1d_cuda.h>
 #include <retain/lib/ops/causal_conv1d.h>
+#include <retain/lib/ops/causal_conv1d_cuda_arguments.h>
 #include <retain/lib/ops/causal_conv1d_tensors.h>
-#include <retain/lib/ops/cuda_arguments.h>
 #include <torch/library.h>
 
 namespace retain {
 namespace {
-
-/// The kernels' view of the arguments, and the tensors that it points into.
-struct Prepared {
-  Tensor x, weight, bias, initial_state;
-  kernels::CausalConv1dCudaInputs in;
-
-  Prepared(const Tensor& x_, const Tensor& weight_, const OptionalTensor& bias_, bool silu,
-           const OptionalTensor& initial_state_, const OptionalTensor& reset)
-      : x(with_dense_rows(x_, x_.scalar_type())),
-        weight(dense(weight_, at::kFloat)),
-        bias(dense(bias_, at::kFloat)),
-        initial_state(dense(initial_state_, at::kFloat)) {
-    in.T = x.size(0);
-    in.B = x.size(1);
-    in.D = x.size(2);
-    in.K = weight.size(1);
-    in.type = activation_type(x.scalar_type());
-    in.x = activations(x);
-    in.weight = pointer<float>(weight);
-    in.bias = pointer<float>(bias);
-    in.initial_state = pointer<float>(initial_state);
-    in.reset = time_major<bool>(value_or_undefined(reset));
-    in.silu = silu;
-  }
-
-  Tensor floats(at::IntArrayRef sizes) const {
-    return at::empty(sizes, x.options().dtype(at::kFloat));
-  }
-  Tensor like_x() const { return at::empty({in.T, in.B, in.D}, x.options()); }
-};
 
 std::tuple<Tensor, Tensor> causal_conv1d_cuda(const Tensor& x, const Tensor& weight,
                                               const OptionalTensor& bias, bool silu,
@@ -49,7 +17,7 @@ std::tuple<Tensor, Tensor> causal_conv1d_cuda(const Tensor& x, const Tensor& wei
   }
   check_causal_conv1d(x, weight, bias, initial_state, reset);
   const c10::cuda::CUDAGuard guard(x.device());
-  const Prepared prepared(x, weight, bias, silu, initial_state, reset);
+  const CausalConv1dCudaArguments prepared(x, weight, bias, silu, initial_state, reset);
   const auto& in = prepared.in;
   const auto y = prepared.like_x(), last_state = prepared.floats({in.B, in.K - 1, in.D});
   kernels::CausalConv1dCudaFwd params{
@@ -68,7 +36,7 @@ std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd_into_cuda(
   check_causal_conv1d_bwd(dy_in, dlast_state_in, x, weight, bias, initial_state, reset, rows,
                           columns, dx_out);
   const c10::cuda::CUDAGuard guard(x.device());
-  const Prepared prepared(x, weight, bias, silu, initial_state, reset);
+  const CausalConv1dCudaArguments prepared(x, weight, bias, silu, initial_state, reset);
   const auto& in = prepared.in;
   auto dy = with_dense_rows(dy_in, x.scalar_type());
   const auto dlast_state = dense(dlast_state_in, at::kFloat);

@@ -7,6 +7,7 @@
 #include <retain/lib/ops/gradients.h>
 #include <retain/lib/ops/kernel_arguments.h>
 #include <retain/lib/ops/mamba_update_tensors.h>
+#include <retain/lib/ops/scan_inputs.h>
 #include <retain/lib/ops/selective_scan.h>
 #include <retain/lib/ops/selective_scan_tensors.h>
 #include <retain/lib/ops/thin_linear.h>
@@ -107,13 +108,10 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
                                 value_or_undefined(dt_proj_bias), A_log, value_or_undefined(D)};
     const auto [taps, taps_bias, delta_bias, log_rates, D_skip] =
         cast_together(small, types_of(small, /*wide=*/true));
-    const auto [x, new_conv_state] =
-        causal_conv1d(x_z[0], taps, if_present(taps_bias), /*silu=*/true, conv_state, reset);
-    const auto [x_proj, dt_proj] = ProjectionWeights(x, x_proj_weight, dt_proj_weight);
-    const auto dt_columns = columns_of(dt_proj);
-    const auto dt_B_C = product(x, x_proj.t());
-    const Projected projected(dt_B_C, dt_columns.size(0), A_log.size(1));
-    const auto delta = product(projected.dt, dt_columns);  // its bias goes into the scan
+    const auto [x_proj, dt_proj] = ProjectionWeights(xz, x_proj_weight, dt_proj_weight);
+    const auto [x, dt_B_C, delta, new_conv_state] =
+        scan_inputs(x_z[0], taps, if_present(taps_bias), x_proj, dt_proj, conv_state, reset);
+    const Projected projected(dt_B_C, dt_proj.size(1), A_log.size(1));
     const auto A = log_rates.exp().neg_();
     const auto wanted = scan_checkpoints({x, delta, A, projected.B, projected.C});
     const auto [y, new_ssm_state, checkpoints] = selective_scan_fwd(
@@ -204,17 +202,29 @@ class MambaBlock : public torch::autograd::Function<MambaBlock> {
   }
 };
 
-/// What lies between the projections by such a convolution and such a scan.
-template <typename Conv, typename Scan>
+/// The scan's inputs by such a convolution and two products, as scan_inputs gives them.
+template <typename Conv>
+auto inputs_by(Conv conv) {
+  return [conv](const Tensor& x, const Tensor& taps, const OptionalTensor& taps_bias,
+                const Tensor& x_proj, const Tensor& dt_proj, const Tensor& conv_state,
+                const OptionalTensor& reset) {
+    const auto [u, new_conv_state] = conv(x, taps, taps_bias, /*silu=*/true, conv_state, reset);
+    const auto dt_B_C = at::linear(u, x_proj);
+    const auto delta = thin_linear(dt_B_C.narrow(-1, 0, dt_proj.size(1)), dt_proj);
+    return std::make_tuple(u, dt_B_C, delta, new_conv_state);
+  };
+}
+
+/// What lies between the large projections, by what makes the scan's inputs, and such a scan.
+template <typename Inputs, typename Scan>
 Outputs compose_inner(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
-                      const MambaWeights& w, const OptionalTensor& reset, const Conv& conv,
+                      const MambaWeights& w, const OptionalTensor& reset, const Inputs& inputs,
                       const Scan& scan) {
   const auto x_z = xz.chunk(2, -1);  // views
-  const auto [x, new_conv_state] =
-      conv(x_z[0], w.conv_weight, w.conv_bias, /*silu=*/true, conv_state, reset);
-  const auto [x_proj, dt_proj] = ProjectionWeights(x, w.x_proj_weight, w.dt_proj_weight);
-  const Projected projected(at::linear(x, x_proj), dt_proj.size(1), w.A_log.size(1));
-  const auto delta = thin_linear(projected.dt, dt_proj);  // its bias goes into the scan
+  const auto [x_proj, dt_proj] = ProjectionWeights(xz, w.x_proj_weight, w.dt_proj_weight);
+  const auto [x, dt_B_C, delta, new_conv_state] =
+      inputs(x_z[0], w.conv_weight, if_present(w.conv_bias), x_proj, dt_proj, conv_state, reset);
+  const Projected projected(dt_B_C, dt_proj.size(1), w.A_log.size(1));
   const auto A = -at_least_fp32(w.A_log).exp();
   const auto [y, new_ssm_state] =
       scan(x, delta, A, projected.B, projected.C, at_least_fp32(w.D), /*z=*/x_z[1],
@@ -269,15 +279,21 @@ Outputs mamba_block_reference(const Tensor& x, const Tensor& in_proj_weight,
   check_mamba_block(x, in_proj_weight, out_proj_weight, conv_state, ssm_state, weights, reset);
   const auto [y, new_conv_state, new_ssm_state] =
       compose_inner(at::linear(x, in_proj_weight), conv_state, ssm_state, weights, reset,
-                    causal_conv1d_reference, selective_scan_reference);
+                    inputs_by(causal_conv1d_reference), selective_scan_reference);
   return {at::linear(y, out_proj_weight), new_conv_state, new_ssm_state};
 }
 
-Outputs mamba_inner(const Tensor& xz, const Tensor& conv_state, const Tensor& ssm_state,
+Outputs mamba_inner(const Tensor& xz_in, const Tensor& conv_state, const Tensor& ssm_state,
                     const MambaWeights& w, const OptionalTensor& reset) {
-  check_mamba_xz("mamba_inner", "[T, B, 2 d_inner]", xz, conv_state, ssm_state, w, reset);
-  return compose_inner(xz, conv_state, ssm_state, w, reset, causal_conv1d,
-                       [](const auto&... arguments) { return selective_scan(arguments...); });
+  check_mamba_xz("mamba_inner", "[T, B, 2 d_inner]", xz_in, conv_state, ssm_state, w, reset);
+  const auto xz = autocasted(xz_in);
+  const auto scan = [](const auto&... arguments) { return selective_scan(arguments...); };
+  const bool differentiable =
+      needs_gradient({xz, conv_state, ssm_state, w.conv_weight, w.conv_bias, w.x_proj_weight,
+                      w.dt_proj_weight, w.dt_proj_bias, w.A_log, w.D});
+  return differentiable
+             ? compose_inner(xz, conv_state, ssm_state, w, reset, inputs_by(causal_conv1d), scan)
+             : compose_inner(xz, conv_state, ssm_state, w, reset, scan_inputs, scan);
 }
 
 }  // namespace retain

@@ -5,6 +5,7 @@
 #include <retain/kernels/causal_conv1d/causal_conv1d_cuda.h>
 #include <retain/kernels/mamba_update/mamba_update_cuda.h>
 #include <retain/kernels/rms_norm/rms_norm_cuda.h>
+#include <retain/kernels/scan_inputs/scan_inputs_cuda.h>
 #include <retain/kernels/selective_scan/selective_scan_cuda.h>
 #include <retain/kernels/state/state_cuda.h>
 #include <retain/kernels/thin_linear/thin_linear_cuda.h>
@@ -468,6 +469,51 @@ TEST_F(CudaKernels, StatePartsAreCopiedAndCleared) {
       copy_state_cuda(parts, nullptr);
       zero_state_cuda(parts, arena.resets(true, rows, 1).data, 1, nullptr);
     });
+  }
+}
+
+// The scan's inputs
+
+TEST_F(CudaKernels, ScanInputsAreWritten) {
+  struct Problem {
+    int64_t B, T, D, K, R, P;
+  };
+  for (const auto type : {fp16, bf16}) {
+    for (const auto& [B, T, D, K, R, P] : {Problem{1, 1, 128, 4, 8, 40},
+                                           {3, 47, 512, 4, 16, 48},
+                                           {5, 33, 256, 3, 8, 18},
+                                           {300, 5, 128, 2, 16, 46},
+                                           {2, 4000, 256, 4, 16, 48}}) {
+      for (const bool resets : {false, true}) {
+        SCOPED_TRACE(::testing::Message() << B << " " << T << " " << D << " " << K << " " << R);
+        expect_outputs_written([&](Arena& arena) {
+          ScanInputsCuda p;
+          p.P = P;
+          p.R = R;
+          auto& in = p.conv.in;
+          in.T = T;
+          in.B = B;
+          in.D = D;
+          in.K = K;
+          in.type = type;
+          in.x = arena.activations(type, T, B, D);
+          in.weight = arena.floats(D * K);
+          in.bias = arena.floats(D);
+          in.initial_state = arena.floats(B * (K - 1) * D);
+          in.reset = arena.resets(resets, T, B);
+          in.silu = true;
+          p.conv.y = arena.outputs(type, T, B, D);
+          p.conv.last_state = arena.output<float>(B * (K - 1) * D);
+          p.x_proj = arena.values(type, P * D, .1f);
+          p.dt_proj = arena.values(type, D * R);
+          p.dt_B_C = arena.output<char>(T * B * P * element_bytes(type));
+          p.delta = arena.outputs(type, T, B, D);
+          ASSERT_TRUE(scan_inputs_has_kernel(p));
+          cut_into_runs(p);
+          scan_inputs_cuda(p, nullptr);
+        });
+      }
+    }
   }
 }
 

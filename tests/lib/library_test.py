@@ -356,6 +356,7 @@ class Shapes(unittest.TestCase):
                 ("columns must be", lambda: conv(rows=rows, columns=torch.ones(3, 7))),
                 ("dy must be", lambda: ops.rms_norm_bwd(x[:2], None, x, torch.ones(8), 1e-5)),
                 ("weight must be", lambda: ops.rms_norm_bwd(x, None, x, torch.ones(7), 1e-5)),
+                ("x_proj must be", lambda: ops.scan_inputs(x, weight, None, torch.ones(6, 7), torch.ones(8, 2), None, None)),
                 ("columns must be", lambda: ops.thin_linear_bwd_into(x[0], x[0], torch.ones(8, 7), torch.ones(2, 8))),
                 ("gates must be", lambda: ops.gru_bwd(y, None, *gru, None, None, y, gates[:0], True)),
                 ("dy must be", lambda: ops.gru_bwd(y[:1], None, *gru, None, None, y, gates, True))):
