@@ -67,7 +67,7 @@ __global__ __launch_bounds__(kThreads,
   const unsigned tile = blockIdx.x % tiles, part = blockIdx.x / tiles;
   ConvPlace place(int64_t{tile} * across + threadIdx.x % across);
   Channels<K> channels;
-  constexpr int kInputs = Inputs<T>::bytes(kThreads);
+  constexpr int kInputs = Inputs<T, Addend::kFours>::bytes(kThreads);
   Addend addend(p, int64_t{tile} * kProductChannels, memory + kInputs);
   if (place.channel < in.D) {
     load_taps(in.weight, place, channels.tap);
@@ -87,8 +87,8 @@ void launch(const CausalConv1dCudaBwd& p, CudaStream stream) {
   const int across = fours_across(p.in.D);
   const auto tiles = static_cast<unsigned>(tiles_of(p.in, across));
   const auto parts_bytes = static_cast<int>(kThreads * (4 * K + 4) * sizeof(float));
-  const int bytes =
-      std::max(parts_bytes, Inputs<T>::bytes(kThreads) + Addend::bytes(p.P, kThreads / 32));
+  const int bytes = std::max(
+      parts_bytes, Inputs<T, Addend::kFours>::bytes(kThreads) + Addend::bytes(p.P, kThreads / 32));
   const auto kernel = conv_bwd<T, K, kSilu, Addend>;
   if (Addend::kThere) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -118,8 +118,9 @@ bool conv_adds_product(const CausalConv1dCudaBwd& p) {
   constexpr int64_t kWord = 8;  // elements of half types
   return p.in.type != ActivationType::fp32 && p.in.silu && !conv_needs_dsum(p) &&
          p.in.D % kProductChannels == 0 && p.P <= kProductMost && p.P % kWord == 0 &&
-         lies_in_words(p.rows, p.in.type, kWord) && lies_on(p.columns, 16) &&
-         Inputs<__half>::bytes(kThreads) + Product<__half>::bytes(p.P, kThreads / 32) <=
+         lies_in_words(p.rows, p.in.type, kWord) && lies_in_words(p.in.x, p.in.type, kWord) &&
+         lies_in_words(p.dy, p.in.type, kWord) && lies_on(p.columns, 16) &&
+         Inputs<__half, 2>::bytes(kThreads) + Product<__half>::bytes(p.P, kThreads / 32) <=
              most_shared_memory();
 }
 

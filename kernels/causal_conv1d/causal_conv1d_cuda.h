@@ -31,7 +31,7 @@ struct CausalConv1dCudaInputs {
 
 struct CausalConv1dCudaFwd {
   CausalConv1dCudaInputs in;
-  Activations y;                ///< out: [T, B, D]
+  Activations y = {};           ///< out: [T, B, D]
   float* last_state = nullptr;  ///< out: [B, K - 1, D] contiguous; may not overlap initial_state
 };
 

@@ -14,6 +14,7 @@ constexpr int kProductMost = 128;  ///< columns of `rows`, at most
 /// None.
 struct NoProduct {
   static constexpr bool kThere = false;
+  static constexpr int kFours = 1;  ///< that a copy of the walk's inputs brings
   static int bytes(int64_t, int) { return 0; }
   __device__ __forceinline__ NoProduct(const CausalConv1dCudaBwd&, int64_t, char*) {}
 };
@@ -23,6 +24,7 @@ template <typename T>
 class Product {
  public:
   static constexpr bool kThere = true;
+  static constexpr int kFours = 2;
 
   /// Bytes of a block's shared memory.
   static int bytes(int64_t P, int warps) {
@@ -73,14 +75,42 @@ class Product {
     resets_ = __ballot_sync(~0u, flag_ != 0);
     wait_for_copies();
     __syncwarp();
-    const unsigned row = shared_address(rows_ + lane_ % 16 * (depth_ + kPad) + lane_ / 16 * kWord);
+    depth_ == kUsual ? multiply_rows<kUsual>() : multiply_rows<0>();
+    __syncwarp();
+    if (next < stop) fetch(next, b, stop);
+  }
+
+  /// The lane's four channels of a step of the 16.
+  __device__ __forceinline__ float4 at(int step) const {
+    return *reinterpret_cast<const float4*>(sums_ + step * kSumWide + 4 * lane_);
+  }
+
+  /// The resets of the chunk at a step of the 16, bit i for its step i.
+  __device__ __forceinline__ unsigned resets(int step) const { return resets_ >> step & 0xf; }
+
+ private:
+  static constexpr int kWord = 16 / sizeof(T), kPad = kWord;  // against bank conflicts
+  static constexpr int kWide = kProductChannels + kPad, kSumWide = kProductChannels + 8;
+  static constexpr int kSumBytes = kProductSteps * kSumWide * sizeof(float);
+  static constexpr int kTiles = 4;   // of 8 channels at once
+  static constexpr int kUsual = 48;  // depth, of dt_rank and d_state 16
+
+  static __host__ __device__ __forceinline__ int depth_of(int64_t P) {
+    return static_cast<int>((P + 15) / 16 * 16);
+  }
+
+  /// sums = rows columns; kDepth: the depth where it is known, or 0.
+  template <int kDepth>
+  __device__ __forceinline__ void multiply_rows() {
+    const int depth = kDepth > 0 ? kDepth : depth_;
+    const unsigned row = shared_address(rows_ + lane_ % 16 * (depth + kPad) + lane_ / 16 * kWord);
     const unsigned column = shared_address(columns_ + lane_ % 16 * kWide + lane_ / 16 * kWord);
 #pragma unroll 1
     for (int first = 0; first < kProductChannels; first += 8 * kTiles) {
       float sum[kTiles][4] = {};
 #pragma unroll
       for (int k = 0; k < kProductMost; k += 16) {
-        if (k >= depth_) break;
+        if (k >= depth) break;
         unsigned a[4];
         load_matrices(row + k * sizeof(T), a);
 #pragma unroll
@@ -98,26 +128,6 @@ class Product {
         *reinterpret_cast<float2*>(to + 8 * i + 8 * kSumWide) = {sum[i][2], sum[i][3]};
       }
     }
-    __syncwarp();
-    if (next < stop) fetch(next, b, stop);
-  }
-
-  /// The lane's four channels of a step of the 16.
-  __device__ __forceinline__ float4 at(int step) const {
-    return *reinterpret_cast<const float4*>(sums_ + step * kSumWide + 4 * lane_);
-  }
-
-  /// The resets of the chunk at a step of the 16, bit i for its step i.
-  __device__ __forceinline__ unsigned resets(int step) const { return resets_ >> step & 0xf; }
-
- private:
-  static constexpr int kWord = 16 / sizeof(T), kPad = kWord;  // against bank conflicts
-  static constexpr int kWide = kProductChannels + kPad, kSumWide = kProductChannels + 8;
-  static constexpr int kSumBytes = kProductSteps * kSumWide * sizeof(float);
-  static constexpr int kTiles = 8;  // of 8 channels at once
-
-  static __host__ __device__ __forceinline__ int depth_of(int64_t P) {
-    return static_cast<int>((P + 15) / 16 * 16);
   }
 
   const CausalConv1dCudaBwd& p_;

@@ -41,9 +41,10 @@ __device__ __forceinline__ bool all_finite(const Four<T> (&four)[kSteps]) {
   }
 }
 
-/// x and dy as a thread reads them, a chunk at a time, while its copies bring the next to shared
-/// memory. In registers all that is on its way would be waited for with the first that is read.
-template <typename T>
+/// x and dy as a thread reads them, a chunk at a time, while copies bring the next to shared
+/// memory. In registers all that is on its way would be waited for with the first that is read. A
+/// copy brings kFours: the thread's own, or two of its warp's, whose lanes then lie side by side.
+template <typename T, int kFours>
 class Inputs {
  public:
   /// Bytes of a block's shared memory.
@@ -58,23 +59,31 @@ class Inputs {
         x_stride_(p.in.x.stride_t),
         dy_stride_(p.dy.stride_t),
         own_(reinterpret_cast<Four<T>*>(memory) + threadIdx.x),
-        row_(blockDim.x) {}
+        row_(blockDim.x) {
+    if (kFours == 1) return;
+    x_ += step() * x_stride_ + 4 * aside();
+    dy_ += step() * dy_stride_ + 4 * aside();
+  }
 
   /// Starts to bring the next chunk, of which `steps` exist, if any; zeros for the others.
   __device__ __forceinline__ void fetch(int64_t steps) {
-    Four<T>* to = own_ + next_;
+    Four<T>* to = own_ + next_ + step() * row_ + aside();
+    const auto copy = [](Four<T>* to, const T* from, bool there) {
+      kFours == 1 ? copy_four<T>(to, from, there) : copy_word(to, from, there);
+    };
     if (steps >= kSteps) {
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        copy_four<T>(to + i * row_, x_ + i * x_stride_, true);
-        copy_four<T>(to + (kSteps + i) * row_, dy_ + i * dy_stride_, true);
+      for (int i = 0; i < kSteps; i += kFours) {
+        copy(to + i * row_, x_ + i * x_stride_, true);
+        copy(to + (kSteps + i) * row_, dy_ + i * dy_stride_, true);
       }
     } else if (steps > 0) {
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        const bool there = i < steps;
-        copy_four<T>(to + i * row_, x_ + (there ? i * x_stride_ : 0), there);
-        copy_four<T>(to + (kSteps + i) * row_, dy_ + (there ? i * dy_stride_ : 0), there);
+      for (int i = 0; i < kSteps; i += kFours) {
+        const bool there = i + step() < steps;
+        copy(to + i * row_, x_ + (there ? i * x_stride_ : -step() * x_stride_), there);
+        copy(to + (kSteps + i) * row_, dy_ + (there ? i * dy_stride_ : -step() * dy_stride_),
+             there);
       }
     }
     x_ += kSteps * x_stride_;
@@ -84,6 +93,7 @@ class Inputs {
   /// Waits for the chunk that was fetched, which is read from now on.
   __device__ __forceinline__ void take() {
     wait_for_copies();
+    if (kFours > 1) __syncwarp();
     now_ = next_;
     next_ = kSlot * row_ - next_;
   }
@@ -96,7 +106,14 @@ class Inputs {
  private:
   static constexpr int kSlot = 2 * kSteps;  ///< rows of a chunk, a four for each thread
 
-  const T *x_, *dy_;  ///< where the next chunk to fetch lies
+  /// Where the thread's copies lie beside what it reads: steps, and fours of its warp.
+  static __device__ __forceinline__ int step() { return kFours == 1 ? 0 : threadIdx.x % 32 / 16; }
+  static __device__ __forceinline__ int aside() {
+    const int lane = threadIdx.x % 32;
+    return kFours == 1 ? 0 : lane % 16 * 2 - lane;
+  }
+
+  const T *x_, *dy_;  ///< what the thread brings next
   const int64_t x_stride_, dy_stride_;
   Four<T>* own_;            ///< the thread's first
   const int row_;           ///< fours from row to row
@@ -146,7 +163,7 @@ template <typename T, int K, bool kSilu, class Addend>
 struct Walk {
   Channels<K>& channels;
   Addend& addend;
-  Inputs<T> inputs;
+  Inputs<T, Addend::kFours> inputs;
   float x[K - 1 + kSteps][4], dx[K - 1 + kSteps][4];  ///< before a chunk, then its own
   int first;    ///< the first input that counts, from the chunk's first step on
   bool finite;  ///< the inputs before the chunk

@@ -18,12 +18,12 @@ struct ScanInputsCuda {
   const void* x_proj = nullptr;   ///< [P, D] contiguous activations, as all here
   const void* dt_proj = nullptr;  ///< [D, R] contiguous
   void* dt_B_C = nullptr;         ///< out: [T, B, P] contiguous
-  Activations delta;              ///< out: [T, B, D]
+  Activations delta = {};         ///< out: [T, B, D]
 };
 
-/// Whether there is a kernel for it: half types in words of 16 bytes, 128, 256 or 512 channels, 2
-/// to 4 taps and SiLU, dt_rank 8 or 16, P even and up to 48, some steps and rows. Asks for all
-/// pointers.
+/// Whether there is a kernel for it: half types in words of 16 bytes, as are bias and states, 128,
+/// 256 or 512 channels, 2 to 4 taps and SiLU, dt_rank 8 or 16, P even and up to 48, 1 to 2^31 - 1
+/// steps of all rows, compute capability 9.0. Asks for the inputs; the outputs must lie likewise.
 bool scan_inputs_has_kernel(const ScanInputsCuda& params);
 
 /// Sets conv.in.run_steps by a fixed rule on the sizes.

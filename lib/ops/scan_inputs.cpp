@@ -57,7 +57,8 @@ Outputs scan_inputs(const Tensor& x, const Tensor& conv_weight, const OptionalTe
                     const Tensor& x_proj, const Tensor& dt_proj, const OptionalTensor& conv_state,
                     const OptionalTensor& reset) {
   static const auto op = find_op<decltype(scan_inputs)>("retain::scan_inputs");
-  return op.call(x, conv_weight, conv_bias, x_proj, dt_proj, conv_state, reset);
+  return op.call(x, conv_weight, if_present(conv_bias), x_proj, dt_proj, if_present(conv_state),
+                 if_present(reset));
 }
 
 TORCH_LIBRARY_FRAGMENT(retain, m) {

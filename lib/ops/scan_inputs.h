@@ -13,8 +13,9 @@ namespace retain {
 /// convolution's last state [B, d_conv - 1, d_inner], of x [T, B, d_inner], the convolution's
 /// weights, x_proj [dt_rank + 2 d_state, d_inner], dt_proj [d_inner, dt_rank], the state that the
 /// convolution begins with, and reset [T, B]; the two projections are of x's dtype. x is read once
-/// and u not at all where they are of a half type on a GPU, with up to 512 channels and dt_rank 8
-/// or 16. Has no gradient of its own.
+/// and u not at all where they are of a half type on a GPU of compute capability 9.0 or more, with
+/// 128, 256 or 512 channels, d_conv 2 to 4, dt_rank 8 or 16 and at most 48 rows of x_proj. Has no
+/// gradient of its own.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> scan_inputs(
     const at::Tensor& x, const at::Tensor& conv_weight, const std::optional<at::Tensor>& conv_bias,
     const at::Tensor& x_proj, const at::Tensor& dt_proj,

@@ -22,19 +22,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_inputs_cuda(
   const CausalConv1dCudaArguments prepared(x, conv_weight, conv_bias, /*silu=*/true, conv_state,
                                            reset);
   const auto& in = prepared.in;
-  const auto u = prepared.like_x(), delta = prepared.like_x(),
-             dt_B_C = at::empty({in.T, in.B, x_proj.size(0)}, x.options()),
-             last_state = prepared.floats({in.B, in.K - 1, in.D});
-  kernels::ScanInputsCuda params{.conv = {.in = in,
-                                          .y = mutable_activations(u),
-                                          .last_state = mutable_pointer<float>(last_state)},
+  kernels::ScanInputsCuda params{.conv = {.in = in},
                                  .P = x_proj.size(0),
                                  .R = dt_proj.size(1),
                                  .x_proj = x_proj.const_data_ptr(),
-                                 .dt_proj = dt_proj.const_data_ptr(),
-                                 .dt_B_C = dt_B_C.mutable_data_ptr(),
-                                 .delta = mutable_activations(delta)};
+                                 .dt_proj = dt_proj.const_data_ptr()};
   if (!kernels::scan_inputs_has_kernel(params)) return by_products();
+  const auto u = prepared.like_x(), delta = prepared.like_x(),
+             dt_B_C = at::empty({in.T, in.B, params.P}, x.options()),
+             last_state = prepared.floats({in.B, in.K - 1, in.D});
+  params.conv.y = mutable_activations(u);
+  params.conv.last_state = mutable_pointer<float>(last_state);
+  params.dt_B_C = dt_B_C.mutable_data_ptr();
+  params.delta = mutable_activations(delta);
   kernels::cut_into_runs(params);
   kernels::scan_inputs_cuda(params, current_stream());
   return {u, dt_B_C, delta, last_state};
