@@ -27,16 +27,15 @@ __device__ __forceinline__ bool all_finite(const Four<T> (&four)[kSteps]) {
     }
     return zero[0] + zero[1] + (zero[2] + zero[3]) == 0.f;
   } else {
-    using Two = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
     const unsigned none = 0;
-    const Two nothing = *reinterpret_cast<const Two*>(&none);
-    Two zero[2] = {nothing, nothing};
+    const auto nothing = *reinterpret_cast<const Two<T>*>(&none);
+    Two<T> zero[2] = {nothing, nothing};
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
-      zero[0] = __hfma2(*reinterpret_cast<const Two*>(&four[i].x), nothing, zero[0]);
-      zero[1] = __hfma2(*reinterpret_cast<const Two*>(&four[i].y), nothing, zero[1]);
+      zero[0] = __hfma2(*reinterpret_cast<const Two<T>*>(&four[i].x), nothing, zero[0]);
+      zero[1] = __hfma2(*reinterpret_cast<const Two<T>*>(&four[i].y), nothing, zero[1]);
     }
-    const Two sum = __hadd2(zero[0], zero[1]);
+    const Two<T> sum = __hadd2(zero[0], zero[1]);
     return (*reinterpret_cast<const unsigned*>(&sum) & 0x7fff7fffu) == 0;
   }
 }

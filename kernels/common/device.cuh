@@ -108,9 +108,12 @@ __device__ __forceinline__ float4 widen(const Four<T>& four) {
 
 /// Two neighbours of a half type.
 template <typename T>
+using Two = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+
+/// Their bits as they lie in memory.
+template <typename T>
 __device__ __forceinline__ unsigned pair_of(float low, float high) {
-  using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
-  Pair pair;
+  Two<T> pair;
   if constexpr (std::is_same_v<T, __half>) {
     pair = __floats2half2_rn(low, high);
   } else {

@@ -104,8 +104,7 @@ __device__ __forceinline__ float2 unpack(unsigned x) {
   return {__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u)};
 }
 __device__ __forceinline__ unsigned pack(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const unsigned&>(pair);
+  return pair_of<__nv_bfloat16>(low, high);
 }
 
 __device__ __forceinline__ float2 widen_pair(__nv_bfloat16 (&row)[kLaneChannels]) {
