@@ -281,20 +281,26 @@ struct ConvProblem {
   int64_t P = 0;  ///< of the product that adds to dy
 };
 
+CausalConv1dCudaInputs conv_inputs(Arena& arena, ActivationType type, const ConvProblem& p,
+                                   bool resets) {
+  CausalConv1dCudaInputs in;
+  in.T = p.T;
+  in.B = p.B;
+  in.D = p.D;
+  in.K = p.K;
+  in.type = type;
+  in.x = arena.activations(type, p.T, p.B, p.D);
+  in.weight = arena.floats(p.D * p.K);
+  in.bias = arena.floats(p.D);
+  in.initial_state = arena.floats(p.B * (p.K - 1) * p.D);
+  in.reset = arena.resets(resets, p.T, p.B);
+  in.silu = true;
+  return in;
+}
+
 void convolve(Arena& arena, ActivationType type, const ConvProblem& p, bool resets) {
   const auto [B, T, D, K, P] = p;
-  CausalConv1dCudaInputs in;
-  in.T = T;
-  in.B = B;
-  in.D = D;
-  in.K = K;
-  in.type = type;
-  in.x = arena.activations(type, T, B, D);
-  in.weight = arena.floats(D * K);
-  in.bias = arena.floats(D);
-  in.initial_state = arena.floats(B * (K - 1) * D);
-  in.reset = arena.resets(resets, T, B);
-  in.silu = true;
+  const auto in = conv_inputs(arena, type, p, resets);
   CausalConv1dCudaFwd fwd{.in = in,
                           .y = arena.outputs(type, T, B, D),
                           .last_state = arena.output<float>(B * (K - 1) * D)};
@@ -496,18 +502,7 @@ TEST_F(CudaKernels, ScanInputsAreWritten) {
           ScanInputsCuda p;
           p.P = P;
           p.R = R;
-          auto& in = p.conv.in;
-          in.T = T;
-          in.B = B;
-          in.D = D;
-          in.K = K;
-          in.type = type;
-          in.x = arena.activations(type, T, B, D);
-          in.weight = arena.floats(D * K);
-          in.bias = arena.floats(D);
-          in.initial_state = arena.floats(B * (K - 1) * D);
-          in.reset = arena.resets(resets, T, B);
-          in.silu = true;
+          p.conv.in = conv_inputs(arena, type, {B, T, D, K}, resets);
           p.conv.y = arena.outputs(type, T, B, D);
           p.conv.last_state = arena.output<float>(B * (K - 1) * D);
           p.x_proj = arena.values(type, P * D, .1f);
